@@ -1,0 +1,287 @@
+"""Decoding: prefill, then draft, verify and commit until every picture has its tokens, all on the device.
+
+There is one loop. Autoregressive decoding is the loop with the one-node tree; a method is a rule, a tree and a drafter.
+Everything here is a pure function of (parameters, state); what shapes the program sits in a hashable `Program`.
+
+A target is any module with `embed(tokens)`, `rope(slots)`, `__call__(x, context, past)` and `logits(features)` (see
+`models.llamagen`).
+
+Shapes: `B` sequences, `G` guidance branches (2 with guidance, else 1), `R = G B` rows, branch-major: all conditional rows
+come first. `P` prefix slots, `N` nodes, `D` tree depth, `d` model width, `L` output tokens.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, struct
+
+from cascade_jax import cache as kv
+from cascade_jax import draft as drafting
+from cascade_jax import sampling as warping
+from cascade_jax.acceptance import Rule
+from cascade_jax.cache import Context, Segment
+from cascade_jax.draft import DrafterState
+from cascade_jax.sampling import Layout, Sampling
+from cascade_jax.tree import DynamicTree, Tree
+from cascade_jax.verify import verify, verify_inner
+
+
+@dataclass(frozen=True)
+class Program:
+    """What shapes the compiled program.
+
+    Attributes:
+      target: the target's graph definition.
+      drafter: the drafter's, or None if the tree is a lone root.
+      tree: the draft tree.
+      length: output tokens of a picture (L).
+      layout: what may stand where in the output; None for no restriction.
+    """
+
+    target: nnx.GraphDef
+    drafter: nnx.GraphDef | None
+    tree: Tree | DynamicTree
+    length: int
+    layout: Layout | None = None
+
+
+@struct.dataclass
+class Prefix:
+    """Encoded prompts: what stands before the first output token.
+
+    Attributes:
+      embeddings: [R, P, d], as the target takes them in.
+      drafter_embeddings: [R, P, d], as the drafter does.
+      length: int [R], slots in use; the rest of a row is filler.
+      holes: bool [R, P], padding inside the used slots, seen by nobody but itself; None for none.
+    """
+
+    embeddings: jax.Array
+    drafter_embeddings: jax.Array
+    length: jax.Array
+    holes: jax.Array | None = None
+
+
+@struct.dataclass
+class Stats:
+    """Sums over a sequence's steps, [B] each. The prefill, which yields the first token, is not a step.
+
+    Attributes:
+      steps: verification steps, each one pass of the target.
+      accepted: draft tokens among the output.
+      nominal: probability mass that the rule added.
+      coupled: probability of parting from the strict decoder (see `verify.Verdict`).
+      diverged: steps in which the strict decoder, given the same random numbers, would have decided differently.
+    """
+
+    steps: jax.Array
+    accepted: jax.Array
+    nominal: jax.Array
+    coupled: jax.Array
+    diverged: jax.Array
+
+
+@struct.dataclass
+class DecodeState:
+    """Everything that a step reads and writes.
+
+    Attributes:
+      tokens: int [B, L + D + 1], the output so far; what lies beyond `count` is not part of it.
+      count: int [B], tokens of the output that are known; the last of them is the next tree's root.
+      keys: [B], every sequence's own random key. Step s draws from fold_in(key, s): nothing else in the batch matters.
+      cache: the target's keys and values of prefix and accepted tokens, the root's excluded.
+      length: int [R], slots of the cache in use.
+      holes: as in `Prefix`.
+      drafter: the drafter's memory; None without one.
+      stats: sums so far.
+    """
+
+    tokens: jax.Array
+    count: jax.Array
+    keys: jax.Array
+    cache: Segment
+    length: jax.Array
+    holes: jax.Array | None
+    drafter: DrafterState | None
+    stats: Stats
+
+
+def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling: Sampling) -> DecodeState:
+    """Reads the prefix and draws the first token.
+
+    Args:
+      params: {"target": state, "drafter": state or None}.
+      keys: a random key for every sequence, [B].
+    """
+    target = nnx.merge(program.target, params["target"])
+    rows, slots, _ = prefix.embeddings.shape
+    batch, depth = len(keys), program.tree.depth
+    seen = kv.causal(slots)[None]
+    if prefix.holes is not None:
+        seen = seen & ~prefix.holes[:, None] | jnp.eye(slots, dtype=bool)
+    positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
+    context = Context(target.rope(positions), kv.bias(seen)[:, None])
+    features, fresh = target(prefix.embeddings, context)
+    last = jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)
+    logits = _guided(program, target.logits(last), sampling, jnp.zeros((batch, 1), jnp.int32))[:, 0]
+    first_keys = jax.vmap(lambda key: jax.random.fold_in(key, program.length))(keys)  # no step has that number
+    first = jax.vmap(warping.draw)(first_keys, warping.warp(logits, sampling))
+    tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
+
+    capacity = slots + program.length + depth + 1
+    start = jnp.zeros(rows, jnp.int32)
+    drafter = None
+    if program.drafter is not None:
+        module = nnx.merge(program.drafter, params["drafter"])
+        context = Context(module.rope(positions[:, :-1]), kv.bias(kv.causal(slots - 1))[None, None])
+        _, pairs = module(prefix.drafter_embeddings[:, 1:], features[:, :-1], context)
+        drafter = DrafterState(
+            cache=kv.write(_room(pairs, capacity), pairs, start),
+            length=prefix.length - 1,
+            tokens=jnp.pad(first[:, None], ((0, 0), (0, depth))),
+            features=jnp.pad(last, ((0, 0), (0, depth), (0, 0))),
+            pending=jnp.ones(batch, jnp.int32),
+        )
+    count, zero = jnp.ones(batch, jnp.int32), jnp.zeros(batch)
+    stats = Stats(count * 0, count * 0, zero, zero, zero)
+    cache = kv.write(_room(fresh, capacity), fresh, start)
+    return DecodeState(tokens, count, keys, cache, prefix.length, prefix.holes, drafter, stats)
+
+
+def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> DecodeState:
+    """One step: draft a tree, verify it in one pass of the target, commit the accepted path. Finished rows stay put."""
+    target = nnx.merge(program.target, params["target"])
+    keys = jax.vmap(jax.random.fold_in)(state.keys, state.stats.steps)
+    tree, drafter_state = program.tree, state.drafter
+    if program.drafter is None:
+        root = jnp.take_along_axis(state.tokens, (state.count - 1)[:, None], axis=1)
+        drafted = drafting.Draft(root, None, None)
+    else:
+        drafter = nnx.merge(program.drafter, params["drafter"])
+        drafted, drafter_state = drafting.draft(
+            drafter, target, tree, drafter_state, jax.vmap(_draft_key)(keys), sampling, state.count, program.layout
+        )
+    features, logits, fresh = _target_pass(program, target, state, drafted, sampling)
+    verdict = _verdicts(program, jax.vmap(_verify_key)(keys), drafted, logits, features, rule, sampling)
+    return _commit(program, state, drafted, drafter_state, features, fresh, verdict)
+
+
+def run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit=None) -> DecodeState:
+    """Steps until every sequence is complete, or `limit` more steps were taken (traced; None for no limit)."""
+
+    def unfinished(carry):
+        taken, state = carry
+        go = jnp.any(state.count < program.length)
+        return go if limit is None else go & (taken < limit)
+
+    def body(carry):
+        taken, state = carry
+        return taken + 1, step(program, params, state, rule, sampling)
+
+    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+
+
+def generate(program: Program, params, prefix: Prefix, keys: jax.Array, rule: Rule, sampling: Sampling) -> DecodeState:
+    """From prefix to the last token in one program."""
+    return run(program, params, prefill(program, params, prefix, keys, sampling), rule, sampling)
+
+
+prefill_jit = jax.jit(prefill, static_argnums=0)
+step_jit = jax.jit(step, static_argnums=0)
+run_jit = jax.jit(run, static_argnums=0, donate_argnums=2)
+generate_jit = jax.jit(generate, static_argnums=0)
+
+
+def _target_pass(program: Program, target, state: DecodeState, drafted, sampling: Sampling):
+    """One pass over all nodes: features [R, N, d], guided logits [B, N, V], the nodes' keys and values."""
+    rows, batch = state.length.shape[0], state.count.shape[0]
+    if isinstance(program.tree, Tree):
+        depths = jnp.asarray(program.tree.topology.depths)[None]
+        ancestors = jnp.asarray(program.tree.topology.ancestors)[None]
+    else:
+        depths, ancestors = drafted.topology.depths, drafted.topology.ancestors
+    branches = rows // batch
+    if depths.shape[0] > 1:
+        depths, ancestors = jnp.concatenate([depths] * branches), jnp.concatenate([ancestors] * branches)
+    context = Context(
+        target.rope(state.length[:, None] + depths),
+        kv.bias(ancestors)[:, None],
+        (kv.filled(state.cache[0].key.shape[2], state.length, state.holes),),
+    )
+    embeddings = target.embed(jnp.maximum(drafted.tokens, 0))
+    features, fresh = target(jnp.concatenate([embeddings] * branches), context, (state.cache,))
+    logits = _guided(program, target.logits(features), sampling, state.count[:, None] + depths[:batch])
+    return features, logits, fresh
+
+
+def _verdicts(program: Program, keys, drafted, logits, features, rule, sampling):
+    warp = functools.partial(warping.warp, sampling=sampling)
+    conditional = features[: len(keys)]
+    if isinstance(program.tree, DynamicTree):
+        return jax.vmap(lambda k, t, topology, x, f: verify(k, topology, t, None, x, f, rule, warp))(
+            keys, drafted.tokens, drafted.topology, logits, conditional
+        )
+    topology, inner = program.tree.topology, np.array(program.tree.inner, np.int32)
+    return jax.vmap(lambda k, t, p, x, f: verify_inner(k, topology, inner, t, p, x, f, rule, warp))(
+        keys, drafted.tokens, drafted.probs, logits, conditional
+    )
+
+
+def _commit(program: Program, state: DecodeState, drafted, drafter, features, fresh, verdict) -> DecodeState:
+    """Adds the accepted path and the bonus token to output, caches and sums."""
+    branches = state.length.shape[0] // state.count.shape[0]
+    steps = jnp.arange(program.tree.depth + 1)
+    path = jnp.maximum(verdict.path, 0)  # what lies behind the accepted nodes is written too, and overwritten later
+    below = jnp.concatenate([path[:, 1:], path[:, :1]], axis=1)
+    drafts = jnp.take_along_axis(drafted.tokens, below, axis=1)
+    emitted = jnp.where(steps == verdict.accepted[:, None], verdict.next_token[:, None], drafts)
+    kept = jnp.minimum(verdict.accepted + 1, program.length - state.count)  # 0 in finished rows
+    tokens = jax.vmap(lambda t, e, at: jax.lax.dynamic_update_slice(t, e, (at,)))(state.tokens, emitted, state.count)
+
+    row_path, row_kept = jnp.concatenate([path] * branches), jnp.concatenate([kept] * branches)
+    cache = kv.write(state.cache, kv.take(fresh, row_path), state.length)
+    if drafter is not None:
+        drafter = drafter.replace(
+            tokens=emitted,
+            features=jnp.take_along_axis(features, row_path[..., None], axis=1),
+            pending=jnp.maximum(kept, 1),
+        )
+    going = kept > 0
+    stats = Stats(
+        state.stats.steps + going,
+        state.stats.accepted + jnp.maximum(kept - 1, 0),
+        state.stats.nominal + jnp.where(going, verdict.nominal, 0.0),
+        state.stats.coupled + jnp.where(going, verdict.coupled, 0.0),
+        state.stats.diverged + jnp.where(going, verdict.diverged, False),
+    )
+    return state.replace(
+        tokens=tokens,
+        count=state.count + kept,
+        cache=cache,
+        length=state.length + row_kept,
+        drafter=drafter,
+        stats=stats,
+    )
+
+
+def _guided(program: Program, logits: jax.Array, sampling: Sampling, positions: jax.Array) -> jax.Array:
+    """Guided logits [B, n, V] of the tokens at output `positions` int [B, n], from logits [R, n, V]."""
+    batch = positions.shape[0]
+    logits = warping.guide(logits.reshape(-1, batch, *logits.shape[1:]), sampling.guidance)
+    return logits if program.layout is None else program.layout.constrain(logits, positions)
+
+
+def _room(segment: Segment, slots: int) -> Segment:
+    """A cache of `slots` zeros for keys and values like these."""
+    return jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], slots, x.shape[3]), x.dtype), segment)
+
+
+def _draft_key(key: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, 0)
+
+
+def _verify_key(key: jax.Array) -> jax.Array:
+    return jax.random.fold_in(key, 1)

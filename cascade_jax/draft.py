@@ -1,0 +1,229 @@
+"""Drafting: a drafter fills a tree with tokens, level by level.
+
+The drafter is any module with `rope(slots)`, `__call__(embeddings, features, context, past)` and `logits(hidden,
+target)` (see `models.eagle`). It keeps a cache of its own, which holds pairs of accepted tokens and *true* target
+features; at the start of every step it takes in the pairs that the last step accepted.
+
+Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `N` nodes, `M` inner nodes, `V` tokens,
+`D` depth, `d` model width.
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from cascade_jax import cache as kv
+from cascade_jax.cache import Context, Segment
+from cascade_jax.sampling import Layout, Sampling, draw_distinct, guide, warp_logits
+from cascade_jax.tree import DynamicTree, Topology, Tree
+
+
+@struct.dataclass
+class DrafterState:
+    """What the drafter remembers between steps.
+
+    Attributes:
+      cache: its keys and values.
+      length: int [R], pairs in the cache.
+      tokens: int [B, D + 1], tokens of the pairs that it has not taken in yet.
+      features: [R, D + 1, d], the target's features before these tokens.
+      pending: int [B], how many of them are real; at least 1, and the last is the tree's root.
+    """
+
+    cache: Segment
+    length: jax.Array
+    tokens: jax.Array
+    features: jax.Array
+    pending: jax.Array
+
+
+@struct.dataclass
+class Draft:
+    """A tree of draft tokens.
+
+    Attributes:
+      tokens: int [B, N], the root's first; -1 at nodes that do not exist.
+      probs: [B, M, V], at every inner node the distribution its children were drawn from; None for point masses.
+      topology: a dynamic tree's topology with a leading B; None for a static tree.
+    """
+
+    tokens: jax.Array
+    probs: jax.Array | None
+    topology: Topology | None
+
+
+@struct.dataclass
+class _Head:
+    """From the drafter's hidden states to log probabilities of the next tokens, [.., V]."""
+
+    sampling: Sampling
+    position: jax.Array  # int [B], the output position that the root's children would take
+
+    def __call__(self, drafter, target, layout: Layout | None, hidden: jax.Array, depth: int) -> jax.Array:
+        batch = self.position.shape[0]
+        logits = drafter.logits(hidden, target)
+        logits = guide(logits.reshape(-1, batch, *logits.shape[1:]), self.sampling.guidance)
+        if layout is not None:
+            logits = layout.constrain(logits, self.position[:, None] + depth)
+        return jax.nn.log_softmax(warp_logits(logits, self.sampling), axis=-1)
+
+
+def draft(
+    drafter,
+    target,
+    tree: Tree | DynamicTree,
+    state: DrafterState,
+    keys: jax.Array,
+    sampling: Sampling,
+    position: jax.Array,
+    layout: Layout | None = None,
+) -> tuple[Draft, DrafterState]:
+    """Takes in the pending pairs, then fills `tree`.
+
+    Args:
+      drafter: the drafter module.
+      target: the target module, for its embedding and head.
+      tree: static (children are drawn without replacement) or dynamic (the likeliest tokens).
+      state: the drafter's memory.
+      keys: a random key for every sequence, [B].
+      sampling: the target's sampling settings; at temperature 0 the drafter's likeliest tokens at temperature 1 are
+        proposed, which fills the whole tree and is lossless all the same.
+      position: int [B], output position of the root's children.
+      layout: what may stand where.
+
+    Returns:
+      The draft, and the drafter's memory with the pairs taken in.
+    """
+    greedy = sampling.temperature == 0
+    head = _Head(sampling.replace(temperature=jnp.where(greedy, 1.0, sampling.temperature)), position)
+    hidden, state = take_in(drafter, target, state)
+    fill = _fill_static if isinstance(tree, Tree) else _fill_dynamic
+    return fill(drafter, target, tree, state, hidden, keys, greedy, head, layout), state
+
+
+def take_in(drafter, target, state: DrafterState) -> tuple[jax.Array, DrafterState]:
+    """Runs the pending pairs through the drafter; returns its hidden state at the last, [R, d], and the new memory."""
+    rows, size = state.features.shape[:2]
+    slots = state.length[:, None] + jnp.arange(size)
+    context = Context(drafter.rope(slots), kv.bias(kv.causal(size))[None, None], (_seen(state),))
+    embeddings = _tile(target.embed(jnp.maximum(state.tokens, 0)), rows)
+    hidden, fresh = drafter(embeddings, state.features, context, (state.cache,))
+    pending = _tile(state.pending, rows)
+    last = jnp.take_along_axis(hidden, (pending - 1)[:, None, None], axis=1)[:, 0]
+    return last, state.replace(cache=kv.write(state.cache, fresh, state.length), length=state.length + pending)
+
+
+def _fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout) -> Draft:
+    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)[:, 0]
+    tokens = [None] * tree.num_nodes
+    tokens[0] = root
+    hiddens, probs, tree_cache, placed = {0: hidden}, [], None, []
+    children = tree.topology.children
+
+    for depth, level in enumerate(tree.levels[:-1]):
+        parents = [node for node in level if node in tree.inner]
+        if depth:
+            x, fresh = _descend(drafter, target, tree, state, depth, parents, tokens, hiddens, tree_cache, placed)
+            tree_cache, placed = kv.join(tree_cache, fresh), placed + parents
+            hiddens = {node: x[:, i] for i, node in enumerate(parents)}
+        log_probs = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
+        probs.append(jnp.exp(log_probs))
+        width = max(int(np.sum(children[node] >= 0)) for node in parents)
+        node_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, depth), len(parents)))(keys)
+        drawn = jax.vmap(jax.vmap(lambda k, lp: draw_distinct(k, lp, width, greedy)))(node_keys, log_probs)
+        for i, node in enumerate(parents):
+            for rank, child in enumerate(children[node][children[node] >= 0]):
+                tokens[child] = drawn[:, i, rank]
+    return Draft(jnp.stack(tokens, axis=1), jnp.concatenate(probs, axis=1), None)
+
+
+def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, tree_cache, placed):
+    """The drafter's hidden states [R, n, d] at `nodes`, all of one depth, and their keys and values."""
+    rows = state.length.shape[0]
+    ancestors = tree.topology.ancestors
+    features = jnp.stack([hiddens[tree.parents[n]] for n in nodes], axis=1)
+    embeddings = _tile(target.embed(jnp.maximum(jnp.stack([tokens[n] for n in nodes], axis=1), 0)), rows)
+    slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, len(nodes)))
+    past, past_bias = (state.cache,), (_seen(state),)
+    if placed:
+        past, past_bias = (*past, tree_cache), (*past_bias, kv.bias(ancestors[np.ix_(nodes, placed)])[None, None])
+    context = Context(drafter.rope(slots), kv.bias(np.eye(len(nodes), dtype=bool))[None, None], past_bias)
+    return drafter(embeddings, features, context, past)
+
+
+def _fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy, head, layout) -> Draft:
+    """EAGLE-2: expand the likeliest nodes round by round, keep the likeliest candidates of all rounds."""
+    del keys, greedy  # nothing is drawn: these drafts are deterministic
+    rows, batch, k = hidden.shape[0], state.tokens.shape[0], tree.top_k
+    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)
+
+    def best(log_probs):  # [B, n, V] -> values, tokens [B, n, k]
+        return jax.lax.top_k(log_probs, k)
+
+    values, tokens = best(head(drafter, target, layout, hidden[:, None], 0))
+    scores, frontier = values[:, 0], tokens[:, 0]  # [B, k]
+    ids = jnp.broadcast_to(jnp.arange(k), (batch, k))  # candidate numbers of the frontier, by round and rank
+    all_scores, all_tokens = [scores], [frontier]
+    all_parents, all_ranks = [jnp.full((batch, k), -1)], [jnp.broadcast_to(jnp.arange(k), (batch, k))]
+    features = jnp.broadcast_to(hidden[:, None], (rows, k, hidden.shape[-1]))
+    tree_cache, seen = None, None  # seen: bool [B, k, placed], which placed nodes are the frontier's ancestors
+
+    for depth in range(1, tree.rounds + 1):
+        slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, k))
+        past, past_bias = (state.cache,), (_seen(state),)
+        if tree_cache is not None:
+            past, past_bias = (*past, tree_cache), (*past_bias, _tile(kv.bias(seen), rows)[:, None])
+        context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias)
+        embeddings = _tile(target.embed(frontier), rows)
+        x, fresh = drafter(embeddings, features, context, past)
+        tree_cache = kv.join(tree_cache, fresh)
+        values, tokens = best(head(drafter, target, layout, x, depth))
+        candidates = (scores[..., None] + values).reshape(batch, k * k)
+        first = k + (depth - 1) * k * k
+        all_scores.append(candidates)
+        all_tokens.append(tokens.reshape(batch, k * k))
+        all_parents.append(jnp.repeat(ids, k, axis=1))
+        all_ranks.append(jnp.broadcast_to(jnp.tile(jnp.arange(k), k), (batch, k * k)))
+        if depth < tree.rounds:
+            scores, chosen = jax.lax.top_k(candidates, k)
+            ids, origin = first + chosen, chosen // k
+            frontier = jnp.take_along_axis(tokens.reshape(batch, k * k), chosen, axis=1)
+            features = jnp.take_along_axis(x, _tile(origin, rows)[..., None], axis=1)
+            here = jax.nn.one_hot(origin, k, dtype=bool)
+            before = None if seen is None else jnp.take_along_axis(seen, origin[..., None], axis=1)
+            seen = here if before is None else jnp.concatenate([before, here], axis=-1)
+
+    candidates = [jnp.concatenate(x, axis=1) for x in (all_scores, all_tokens, all_parents, all_ranks)]
+    tokens, topology = jax.vmap(lambda *c: _keep_best(tree, *c))(*candidates)
+    return Draft(jnp.concatenate([root, tokens], axis=1), None, topology)
+
+
+def _keep_best(tree: DynamicTree, scores, tokens, parents, ranks) -> tuple[jax.Array, Topology]:
+    """The best candidates by score, as a tree. A parent never scores below its child and stands before it, so it is
+    always kept with it; likewise a sibling of higher rank."""
+    kept = jnp.sort(jax.lax.top_k(scores, tree.drafts)[1])  # candidate numbers, in order of depth
+    node_of = jnp.full(len(scores) + 1, -1).at[kept].set(jnp.arange(1, tree.num_nodes)).at[-1].set(0)
+    parent = node_of[parents[kept]]  # parent -1, the root, reads the last entry: node 0
+    exists = jnp.isfinite(scores[kept])
+    depth_of = np.concatenate([[1] * tree.top_k, *([d] * tree.top_k**2 for d in range(2, tree.rounds + 2))])
+    depths = jnp.append(0, jnp.asarray(depth_of)[kept])
+    nodes = jnp.arange(1, tree.num_nodes)
+    children = jnp.full((tree.num_nodes, tree.top_k), -1).at[parent, ranks[kept]].set(jnp.where(exists, nodes, -1))
+    link = jnp.zeros((tree.num_nodes, tree.num_nodes), bool).at[nodes, parent].set(True)
+    ancestors = link | jnp.eye(tree.num_nodes, dtype=bool)
+    for _ in range(int(np.ceil(np.log2(max(tree.depth, 2))))):
+        ancestors = (ancestors.astype(jnp.float32) @ ancestors.astype(jnp.float32)) > 0
+    topology = Topology(jnp.append(-1, parent), depths, children, ancestors, tree.depth)
+    return jnp.where(exists, tokens[kept], -1), topology
+
+
+def _seen(state: DrafterState) -> jax.Array:
+    return kv.filled(state.cache[0].key.shape[2], state.length)
+
+
+def _tile(x: jax.Array, rows: int) -> jax.Array:
+    """Per-sequence values [B, ...] repeated for every guidance branch, [R, ...]."""
+    return jnp.concatenate(list(itertools.repeat(x, rows // x.shape[0])), axis=0)

@@ -1,0 +1,333 @@
+"""Several methods on the same prompts: speed, acceptance and quality side by side.
+
+Pictures are timed one at a time, after one that compiles, and the methods take turns prompt by prompt (A B C, A B C),
+so that whatever else the machine does hits all of them alike. Quality may be judged on more pictures, which are drawn
+in batches.
+"""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from cascade_jax import methods as by_name
+from cascade_jax.bundle import Bundle, default_sampling
+from cascade_jax.evaluation import files
+from cascade_jax.evaluation.grid import grid
+from cascade_jax.evaluation.quality import Referee, interval
+from cascade_jax.methods import Method
+from cascade_jax.pipeline import Generated, Report
+from cascade_jax.sampling import Sampling
+from cascade_jax.scenes import captions, world
+
+GRID_ROWS = 6
+
+
+@dataclasses.dataclass
+class Trial:
+    """What one method drew.
+
+    Attributes:
+      method: the method.
+      seconds: [timed], for each of the first pictures, drawn one at a time: from the encoded prompt to the pixels.
+      stats: per picture, [B].
+      images: uint8 [B, H, W, 3].
+    """
+
+    method: Method
+    seconds: np.ndarray
+    stats: Report
+    images: np.ndarray
+
+
+def captions_for(count: int, seed: int) -> list[str]:
+    """Captions of random scenes; the i-th depends on the seed and i alone."""
+
+    def caption(index):
+        rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
+        return captions.describe(world.sample_scene(rng), rng)
+
+    return [caption(index) for index in range(count)]
+
+
+def read_prompts(path: pathlib.Path) -> list[str]:
+    """The prompts in a text file, one a line; blank lines do not count.
+
+    Raises:
+      ValueError: if there is no such file, or no prompt in it.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no prompts file {path}: it has one prompt a line")
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"cannot read the prompts file {path}: {error}") from error
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise ValueError(f"the prompts file {path} is empty: it has one prompt a line")
+    return prompts
+
+
+def run(
+    bundle: Bundle,
+    methods: Sequence[Method],
+    prompts: Sequence[str],
+    *,
+    timed: int,
+    seed: int = 0,
+    sampling: Sampling | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> dict[str, Trial]:
+    """Draws a picture for every prompt with every method.
+
+    Args:
+      timed: how many of the prompts are drawn one at a time, with a clock; the others are drawn in batches.
+      seed: picture i depends on its prompt, the seed and i alone.
+      sampling: None for the model's own settings.
+      progress: called with (what is being done, pictures drawn, pictures in all).
+    """
+    sampling = (default_sampling(bundle.config) if sampling is None else sampling).checked()
+    done, total = 0, len(methods) * len(prompts)
+
+    def report(what, pictures=0):
+        nonlocal done
+        done += pictures
+        if progress is not None:
+            progress(what, done, total)
+
+    def one(method, number):
+        prompt, keys = bundle.encode([prompts[number]]), by_name.picture_keys(seed, [number])
+        begin = time.perf_counter()
+        drawn = by_name.draw(bundle, method, prompt, keys, sampling)
+        return time.perf_counter() - begin, drawn
+
+    for method in methods:
+        report(f"compiling {method.name}")
+        one(method, 0)
+    seconds: dict[str, list[float]] = {method.name: [] for method in methods}
+    drawn: dict[str, list[Generated]] = {method.name: [] for method in methods}
+    for number in range(timed):
+        for method in methods:
+            report(f"timing {method.name}")
+            elapsed, picture = one(method, number)
+            seconds[method.name].append(elapsed)
+            drawn[method.name].append(picture)
+            report(f"timing {method.name}", 1)
+    for method in methods:
+        report(f"drawing with {method.name}")
+        for _, batch in by_name.draw_all(bundle, method, prompts[timed:], seed, sampling, first=timed):
+            drawn[method.name].append(batch)
+            report(f"drawing with {method.name}", len(batch.images))
+
+    def trial(method):
+        whole = jax.tree.map(lambda *parts: np.concatenate(parts), *drawn[method.name])
+        return Trial(method, np.array(seconds[method.name]), whole.stats, whole.images)
+
+    return {method.name: trial(method) for method in methods}
+
+
+def acceptance_figures(stats: Report) -> dict[str, float]:
+    """The figures of pictures' `Report`, per step over all their steps, and target steps per picture."""
+    steps = np.maximum(np.sum(stats.steps), 1)
+    alpha = float(np.sum(stats.accepted) / steps)
+    per_step = {name: float(np.sum(getattr(stats, name) * stats.steps) / steps) for name in _PER_STEP}
+    return {"alpha": alpha, "tokens_per_step": alpha + 1, "target_steps": float(np.mean(stats.steps)), **per_step}
+
+
+_PER_STEP = ("nominal", "coupled", "divergence")
+
+
+def summarise(trials: dict[str, Trial], prompts: Sequence[str], referee: Referee | None) -> dict[str, dict[str, Any]]:
+    """Every method's figures, as the report holds them; "ar" must be among the trials.
+
+    Speedups are ratios of median times, and their intervals resample prompts, of all methods alike.
+    """
+    base = trials["ar"]
+    timed, pictures = len(base.seconds), len(base.images)
+    figures = {}
+    for name, trial in trials.items():
+        shares = None if referee is None else referee.fidelity(trial.images, prompts)
+
+        def ratio(rows, trial=trial):
+            return float(np.median(base.seconds[rows]) / np.median(trial.seconds[rows]))
+
+        def alpha(rows, stats=trial.stats):
+            return float(np.sum(stats.accepted[rows]) / np.maximum(np.sum(stats.steps[rows]), 1))
+
+        intervals = {
+            "seconds_per_image": interval(lambda rows, t=trial: float(np.median(t.seconds[rows])), timed),
+            "speedup": interval(ratio, timed),
+            "alpha": interval(alpha, pictures),
+        }
+        if shares is not None:
+            intervals["fidelity"] = interval(lambda rows, shares=shares: float(np.mean(shares[rows])), pictures)
+        figures[name] = {
+            "seconds_per_image": float(np.median(trial.seconds)),
+            "speedup": ratio(slice(None)),
+            **acceptance_figures(trial.stats),
+            "step_speedup": float(np.mean(base.stats.steps) / np.mean(trial.stats.steps)),
+            "fidelity": None if shares is None else float(np.mean(shares)),
+            "frechet": None if referee is None else referee.frechet(trial.images),
+            "tree": by_name.tree_name(trial.method.tree),
+            "settings": trial.method.settings,
+            "intervals": intervals,
+        }
+    return figures
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on, and with which versions."""
+    device = jax.devices()[0]
+    model = platform.processor() or platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cpu = f"{model}, {cores} cores"
+    return {
+        "device": cpu if device.platform == "cpu" else device.device_kind,
+        "platform": device.platform,
+        "cpu": cpu,
+        "system": platform.platform(),
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax")},
+    }
+
+
+def build(
+    trials: dict[str, Trial],
+    prompts: Sequence[str],
+    referee: Referee | None,
+    *,
+    model: str,
+    tree: str | None,
+    seed: int,
+    sampling: dict[str, float],
+    command: str,
+) -> dict[str, Any]:
+    """The whole report, as report.json holds it.
+
+    Args:
+      tree: the one tree that all methods but "ar" draft on; None if each has its own.
+    """
+    about = machine()
+    return {
+        "model": model,
+        "device": about["device"],
+        "tree": tree or "each method's own",
+        "count": len(trials["ar"].seconds),
+        "pictures": len(prompts),
+        "seed": seed,
+        "sampling": sampling,
+        "command": command,
+        "machine": about,
+        "methods": summarise(trials, prompts, referee),
+        "prompts": list(prompts[: len(trials["ar"].seconds)]),
+    }
+
+
+_COLUMNS = (
+    ("seconds per picture", "seconds_per_image", "{:.3g}"),
+    ("speedup", "speedup", "{:.2f}x"),
+    ("target steps", "target_steps", "{:.1f}"),
+    ("fewer steps", "step_speedup", "{:.2f}x"),
+    ("alpha", "alpha", "{:.2f}"),
+    ("nominal", "nominal", "{:.3f}"),
+    ("coupled", "coupled", "{:.3f}"),
+    ("divergence", "divergence", "{:.3f}"),
+    ("fidelity", "fidelity", "{:.3f}"),
+    ("Fréchet", "frechet", "{:.2f}"),
+)
+
+
+def rows(report: dict[str, Any]) -> list[list[str]]:
+    """The report's table as text: a head, then a row for every method."""
+    methods = report["methods"]
+    shown = [column for column in _COLUMNS if any(figures[column[1]] is not None for figures in methods.values())]
+    table = [["method", "tree", *(title for title, _, _ in shown)]]
+    for name, figures in methods.items():
+        cells = ["–" if figures[key] is None else form.format(figures[key]) for _, key, form in shown]
+        table.append([name, _short(figures["tree"]), *cells])
+    return table
+
+
+def table(report: dict[str, Any]) -> Table:
+    """The report's table for a terminal."""
+    head, *body = rows(report)
+    drawn = Table(title=f"{report['model']} on {report['device']}, {report['count']} prompts")
+    for column, title in enumerate(head):
+        drawn.add_column(title, justify="left" if column < 2 else "right")
+    for row in body:
+        drawn.add_row(*row)
+    return drawn
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report as Markdown."""
+    head, *body = rows(report)
+    lines = [
+        f"# {report['model']}: methods compared",
+        "",
+        f"    {report['command']}",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|---|---" + "|---:" * (len(head) - 2) + "|",
+        *("| " + " | ".join(row) + " |" for row in body),
+        "",
+    ]
+    for name, figures in report["methods"].items():
+        spans = [f"{key.replace('_', ' ')} {low:.3g} to {high:.3g}" for key, (low, high) in figures["intervals"].items()]
+        settings = ", ".join(f"{key} {value}" for key, value in figures["settings"].items())
+        lines.append(f"- **{name}**{f' ({settings})' if settings else ''}, 95 % intervals: {'; '.join(spans)}")
+    versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
+    sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items() if value is not None)
+    lines += [
+        "",
+        f"Measured on {report['device']} ({versions}); {sampling}; seed {report['seed']}. Times are medians over "
+        f"{report['count']} prompts at batch 1, from the encoded prompt to the pixels; compilation and a first run are "
+        "excluded, and the methods take turns prompt by prompt. All other figures are over "
+        f"{report['pictures']} pictures a method.",
+        "",
+        "Alpha is the mean number of accepted drafts per step. Nominal is the probability mass that the rule added per "
+        "step, coupled the probability per step of parting from the strict decoder under the same random numbers, "
+        "divergence the share of steps that did.",
+    ]
+    if any(figures["fidelity"] is not None for figures in report["methods"].values()):
+        lines[-1] += (
+            " Fidelity is the share of a prompt's attributes that the judge reads in its picture; the Fréchet distance is "
+            "that of its features to renders, and depends on the number of pictures."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def picture_grid(trials: dict[str, Trial], report: dict[str, Any], prompts: Sequence[str]):
+    """The first pictures of every method, with alpha and speedup under its name."""
+    count = min(GRID_ROWS, len(prompts))
+    columns = [
+        (name, "token by token" if name == "ar" else f"alpha {figures['alpha']:.2f}, {figures['speedup']:.1f}x")
+        for name, figures in report["methods"].items()
+    ]
+    pictures = [[trial.images[row] for trial in trials.values()] for row in range(count)]
+    return grid(pictures, prompts[:count], columns)
+
+
+def write(folder: pathlib.Path, trials: dict[str, Trial], report: dict[str, Any], prompts: Sequence[str]) -> None:
+    """Writes report.json, report.md and grid.png, all or none."""
+    with files.published(folder) as temporary:
+        (temporary / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        (temporary / "report.md").write_text(markdown(report))
+        picture_grid(trials, report, prompts).save(temporary / "grid.png")
+
+
+def _short(text: str, most: int = 24) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -1,0 +1,61 @@
+"""EAGLE-1's drafter (Li et al. 2024, arXiv 2401.15077): one decoder layer that guesses the target's next feature.
+
+It consumes pairs (embedding of token t + 1, target feature at t) and estimates the target's feature at t + 1, which the
+target's own head turns into logits. Below the root of a draft tree its own estimate stands in for the target's feature.
+A pair takes the slot of its feature, so the drafter's positions are one behind the target's: LlamaGen's drafter has 119
+condition slots where the target has 120, and a token keeps its rotary angle.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from cascade_jax.cache import Context, Segment
+from cascade_jax.models.transformer import Block, BlockConfig, Linear, rope_1d, rope_2d, run_blocks
+
+
+@dataclass(frozen=True)
+class EagleConfig:
+    """Sizes of an EAGLE-1 drafter.
+
+    Attributes:
+      block: the decoder layer's sizes; published LlamaGen drafters lack its input norm.
+      grid: codes per side of the picture for LlamaGen's two-dimensional rotary embedding; None for the usual one.
+      condition_slots: slots before the first image token's pair, with `grid` only.
+    """
+
+    block: BlockConfig
+    layers: int = 1
+    grid: int | None = None
+    condition_slots: int = 0
+    rope_base: float = 10000.0
+
+
+class Eagle1(nnx.Module):
+    """The drafter. Token embedding and head are the target's."""
+
+    def __init__(self, config: EagleConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.fc = Linear(2 * config.block.dim, config.block.dim, use_bias=True, rngs=rngs)
+        self.blocks = nnx.List([Block(config.block, rngs) for _ in range(config.layers)])
+
+    def rope(self, positions: jax.Array) -> jax.Array:
+        """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""
+        c = self.config
+        if c.grid is None:
+            return rope_1d(positions, c.block.head_dim, c.rope_base)
+        table = jnp.asarray(rope_2d(c.grid, c.block.head_dim, c.condition_slots, c.rope_base))
+        return table[jnp.minimum(positions, len(table) - 1)]
+
+    def __call__(
+        self, embeddings: jax.Array, features: jax.Array, context: Context, past: tuple[Segment, ...] = ()
+    ) -> tuple[jax.Array, Segment]:
+        """Pairs [R, S, d] and [R, S, d] to feature estimates [R, S, d] and the new slots' keys and values."""
+        x = self.fc(jnp.concatenate([embeddings.astype(features.dtype), features], axis=-1))
+        return run_blocks(self.blocks, x, context, past)
+
+    def logits(self, hidden: jax.Array, target: nnx.Module) -> jax.Array:
+        """Feature estimates [..., d] to float32 logits [..., V] by the target's head."""
+        return target.logits(hidden)

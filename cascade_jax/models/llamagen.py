@@ -1,0 +1,146 @@
+"""LlamaGen: a Llama-style transformer over VQ codes (Sun et al. 2024, arXiv 2406.06525), class- or text-conditional.
+
+A picture of g x g codes is generated in raster order after a condition prefix of `C` slots: caption features through a
+small MLP, or one class embedding. Positions are slots: 0 ... C-1 the condition, C + i the i-th code. Rotary embedding
+is two-dimensional (half of a head turns with the code's row, half with its column), and the condition slots' cosines
+AND sines are zero, so their queries and keys vanish: every token attends to all of them with the score 0. The
+published weights were trained that way.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cascade_jax.cache import Context, Segment
+from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_2d, run_blocks
+
+
+@dataclass(frozen=True)
+class LlamaGenConfig:
+    """Sizes of a LlamaGen transformer. `classes` is None for a text-conditional model."""
+
+    dim: int
+    layers: int
+    heads: int
+    image_tokens: int = 256
+    vocab_size: int = 16384
+    condition_tokens: int = 120
+    caption_dim: int = 2048
+    classes: int | None = None
+    kv_heads: int | None = None
+    ffn_multiple: int = 256
+    norm_eps: float = 1e-5
+    rope_base: float = 10000.0
+
+    def __post_init__(self):
+        if self.grid**2 != self.image_tokens:
+            raise ValueError(f"image_tokens must be a square number, not {self.image_tokens}")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+
+    @property
+    def grid(self) -> int:
+        """Codes per side of the picture."""
+        return int(round(self.image_tokens**0.5))
+
+    @property
+    def block(self) -> BlockConfig:
+        """The decoder block's sizes: feed-forward width int(8 dim / 3) rounded up to a multiple of 256."""
+        ffn = -(-int(2 * 4 * self.dim / 3) // self.ffn_multiple) * self.ffn_multiple
+        head_dim = self.dim // self.heads
+        return BlockConfig(self.dim, self.heads, self.kv_heads or self.heads, head_dim, ffn, self.norm_eps)
+
+    @cached_property
+    def rope_table(self) -> np.ndarray:
+        """[C + image_tokens, head_dim / 2, 2]: cosine and sine by slot; zeros at the condition slots."""
+        return rope_2d(self.grid, self.dim // self.heads, self.condition_tokens, self.rope_base)
+
+
+class CaptionEmbedder(nnx.Module):
+    """Caption features [.., C, caption_dim] to condition embeddings [.., C, dim]; a learned unconditional caption."""
+
+    def __init__(self, config: LlamaGenConfig, rngs: nnx.Rngs):
+        shape = (config.condition_tokens, config.caption_dim)
+        self.unconditional = nnx.Param(jax.random.normal(rngs.params(), shape) * config.caption_dim**-0.5)
+        self.fc1 = Linear(config.caption_dim, config.dim, rngs=rngs)
+        self.fc2 = Linear(config.dim, config.dim, rngs=rngs)
+
+    def __call__(self, features: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(features), approximate=True))
+
+
+class LlamaGen(nnx.Module):
+    """The transformer. Features are the outputs of the last norm; `logits` maps them to the code vocabulary."""
+
+    def __init__(self, config: LlamaGenConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        if config.classes is None:
+            self.caption = CaptionEmbedder(config, rngs)
+        else:
+            self.label = nnx.Param(jax.random.normal(rngs.params(), (config.classes + 1, config.dim)) * 0.02)
+        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.dim)) * 0.02)
+        self.blocks = nnx.List([Block(config.block, rngs) for _ in range(config.layers)])
+        self.norm = RMSNorm(config.dim, config.norm_eps)
+        self.head = Linear(config.dim, config.vocab_size, std=0.0, rngs=rngs)
+
+    @property
+    def dtype(self):
+        return self.embedding.dtype
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Codes int [...] to embeddings [..., d]."""
+        return self.embedding[...][tokens]
+
+    def condition(self, prompt: jax.Array) -> jax.Array:
+        """Caption features [B, C, caption_dim], or class labels int [B], to condition embeddings [B, C, d]."""
+        if self.config.classes is None:
+            return self.caption(prompt.astype(self.dtype))
+        return self.label[...][prompt][:, None]
+
+    def unconditional(self, batch: int) -> jax.Array:
+        """The guidance branch's condition embeddings [B, C, d]."""
+        if self.config.classes is None:
+            caption = self.caption.unconditional[...]
+            return self.condition(jnp.broadcast_to(caption, (batch, *caption.shape)))
+        return self.condition(jnp.full((batch,), self.config.classes))
+
+    def rope(self, positions: jax.Array) -> jax.Array:
+        """Rotary cosines and sines [..., D/2, 2] of slots int [...]; slots past the picture's end read the last one."""
+        return jnp.asarray(self.config.rope_table)[jnp.minimum(positions, len(self.config.rope_table) - 1)]
+
+    def __call__(self, x: jax.Array, context: Context, past: tuple[Segment, ...] = ()) -> tuple[jax.Array, Segment]:
+        """Embeddings [R, S, d] to features [R, S, d] and the new tokens' keys and values."""
+        x, fresh = run_blocks(self.blocks, x, context, past)
+        return self.norm(x), fresh
+
+    def logits(self, features: jax.Array) -> jax.Array:
+        """Features [..., d] to float32 logits [..., vocab_size]."""
+        flat = features.reshape(-1, features.shape[-1])
+        kernel = self.head.kernel[...].astype(features.dtype)
+        logits = jnp.matmul(flat, kernel, preferred_element_type=jnp.float32)
+        return logits.reshape(*features.shape[:-1], -1)
+
+
+_T2I = {
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "XL": (1280, 36, 20),
+    "XXL": (1536, 48, 24),
+    "XXXL": (2560, 48, 40),
+    "1B": (2048, 22, 32),
+    "3B": (3200, 24, 32),
+    "7B": (4096, 32, 32),
+}
+
+
+def preset(size: str, *, image_tokens: int = 256, classes: int | None = None) -> LlamaGenConfig:
+    """The published configurations: size B, L, XL, XXL, XXXL, 1B, 3B or 7B; `classes` makes it class-conditional."""
+    if size not in _T2I:
+        raise ValueError(f"unknown LlamaGen size {size!r}; known: {', '.join(_T2I)}")
+    dim, layers, heads = _T2I[size]
+    config = LlamaGenConfig(dim, layers, heads, image_tokens=image_tokens)
+    return config if classes is None else replace(config, classes=classes, condition_tokens=1)

@@ -1,0 +1,186 @@
+"""The decoder block that every autoregressive model here is made of.
+
+Shapes: `R` rows (guidance branches times batch), `S` new tokens, `T` slots of a past segment, `H` query heads, `K`
+key-value heads, `D` head size, `d` model width, `F` feed-forward width.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cascade_jax.cache import KV, Context, Segment
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Sizes and variants of a decoder block."""
+
+    dim: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    ffn_dim: int
+    norm_eps: float = 1e-5
+    rope: str = "interleaved"  # how rotary pairs lie in a head: (0, 1), (2, 3), ... or "half": (0, D/2), (1, D/2 + 1), ...
+    input_norm: bool = True
+
+
+def rope_2d(grid: int, head_dim: int, condition_slots: int, base: float) -> np.ndarray:
+    """LlamaGen's rotary table, float32 [condition_slots + grid**2, head_dim / 2, 2]: cosine and sine by slot.
+
+    Half of a head turns with the code's row, half with its column; condition slots have neither cosine nor sine.
+    """
+    half = head_dim // 2
+    frequencies = 1.0 / base ** (np.arange(0, half, 2, dtype=np.float32)[: half // 2] / half)
+    angles = np.outer(np.arange(grid, dtype=np.float32), frequencies)
+    rows = np.broadcast_to(angles[:, None], (grid, grid, half // 2))
+    columns = np.broadcast_to(angles[None, :], (grid, grid, half // 2))
+    angles = np.concatenate([rows, columns], axis=-1).reshape(grid * grid, half)
+    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    return np.concatenate([np.zeros((condition_slots, half, 2)), table]).astype(np.float32)
+
+
+def rope_1d(positions: jax.Array, head_dim: int, base: float) -> jax.Array:
+    """The usual rotary cosines and sines [..., head_dim / 2, 2] of `positions` int [...]."""
+    frequencies = 1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`x` [..., n] times `kernel` [n, *out], accumulated in float32, in x's dtype. As one plain matrix product: with more
+    axes XLA's CPU backend leaves the fast path."""
+    flat, matrix = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype).reshape(kernel.shape[0], -1)
+    out = jnp.matmul(flat, matrix, preferred_element_type=jnp.float32)
+    return out.astype(x.dtype).reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def rotate(x: jax.Array, rope: jax.Array, style: str) -> jax.Array:
+    """Rotary embedding of `x` [R, S, H, D] by `rope` [R, S, D/2, 2]; zero cosines and sines give zero vectors."""
+    cos, sin = rope[:, :, None, :, 0], rope[:, :, None, :, 1]
+    if style == "interleaved":
+        pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
+        a, b = pairs[..., 0], pairs[..., 1]
+        rotated = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=-1)
+        return rotated.reshape(x.shape).astype(x.dtype)
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A matrix [in, *out] and an optional bias [*out]."""
+
+    def __init__(self, in_dim: int, *out_dim: int, use_bias: bool = False, std: float = 0.02, rngs: nnx.Rngs):
+        shape = (in_dim, *out_dim)
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * std)
+        self.bias = nnx.Param(jnp.zeros(out_dim)) if use_bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = matmul(x, self.kernel[...])
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation in float32, scaled in the input's dtype."""
+
+    def __init__(self, dim: int, eps: float):
+        self.scale, self.eps = nnx.Param(jnp.ones(dim)), eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention over the cache and the new tokens.
+
+    The query, key and value projections are one kernel [d, K, H/K + 2, D]: per key-value head its query heads, its key
+    and its value. One matrix product feeds all three, and the kernel still shards over heads.
+    """
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.config = config
+        self.groups = config.heads // config.kv_heads
+        self.qkv = Linear(config.dim, config.kv_heads, self.groups + 2, config.head_dim, rngs=rngs)
+        self.out = Linear(config.heads * config.head_dim, config.dim, rngs=rngs)
+
+    def __call__(self, x: jax.Array, context: Context, past: tuple[KV, ...]) -> tuple[jax.Array, KV]:
+        c, (rows, new) = self.config, x.shape[:2]
+        qkv = self.qkv(x)
+        query = rotate(qkv[..., : self.groups, :].reshape(rows, new, c.heads, c.head_dim), context.rope, c.rope)
+        key = rotate(qkv[..., self.groups, :], context.rope, c.rope)
+        fresh = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(qkv[..., self.groups + 1, :], 1, 2))
+
+        # query heads that share a key head are further rows of the same product: [R, K, H/K * S, D]
+        query = query.reshape(rows, new, c.kv_heads, self.groups, c.head_dim).transpose(0, 2, 3, 1, 4)
+        query = query.reshape(rows, c.kv_heads, self.groups * new, c.head_dim)
+        query = query * jnp.asarray(c.head_dim**-0.5, query.dtype)
+
+        # Softmax by hand: its sum divides once, behind the values, and no segment is copied to be joined with another.
+        segments = (*past, fresh)
+        scores = []
+        for segment, bias in zip(segments, (*context.past_bias, context.new_bias), strict=True):
+            s = jnp.einsum(
+                "rkqd,rktd->rkqt", query, segment.key.astype(query.dtype), preferred_element_type=jnp.float32
+            )
+            scores.append(s + (bias if bias.shape[2] == 1 else jnp.tile(bias, (1, 1, self.groups, 1))))
+        top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
+        top = jax.lax.stop_gradient(top)
+        out, total = 0.0, 0.0
+        for segment, s in zip(segments, scores, strict=True):
+            weights = jnp.exp(s - top)
+            total += jnp.sum(weights, axis=-1, keepdims=True)
+            values = segment.value.astype(query.dtype)
+            out += jnp.einsum(
+                "rkqt,rktd->rkqd", weights.astype(query.dtype), values, preferred_element_type=jnp.float32
+            )
+        out = out / total
+        out = out.reshape(rows, c.kv_heads, self.groups, new, c.head_dim).transpose(0, 3, 1, 2, 4)
+        return self.out(out.reshape(rows, new, c.heads * c.head_dim).astype(x.dtype)), fresh
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU; gate and up projection are one kernel [d, 2, F]."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.gate_up = Linear(config.dim, 2, config.ffn_dim, rngs=rngs)
+        self.down = Linear(config.ffn_dim, config.dim, rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.gate_up(x)
+        return self.down(jax.nn.silu(hidden[..., 0, :]) * hidden[..., 1, :])
+
+
+class Block(nnx.Module):
+    """Pre-norm decoder block: x + attention(norm(x)), then x + feed_forward(norm(x))."""
+
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps) if config.input_norm else None
+        self.attention = Attention(config, rngs)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.ffn = FeedForward(config, rngs)
+
+    def __call__(self, x: jax.Array, context: Context, past: tuple[KV, ...] = ()) -> tuple[jax.Array, KV]:
+        """Maps `x` [R, S, d] to [R, S, d] and returns the new tokens' keys and values."""
+        h = x if self.attention_norm is None else self.attention_norm(x)
+        h, fresh = self.attention(h, context, past)
+        x = x + h
+        return x + self.ffn(self.ffn_norm(x)), fresh
+
+
+def run_blocks(blocks, x: jax.Array, context: Context, past: tuple[Segment, ...] = ()) -> tuple[jax.Array, Segment]:
+    """Applies `blocks` in turn to `x` [R, S, d]; returns the output and the new tokens' segment.
+
+    Unrolled: on CPU a scan over stacked layers copies each layer's weights out of the stack, which costs more than the
+    arithmetic.
+    """
+    fresh = []
+    for i, block in enumerate(blocks):
+        x, kv = block(x, context, tuple(segment[i] for segment in past))
+        fresh.append(kv)
+    return x, tuple(fresh)

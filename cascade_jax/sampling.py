@@ -1,0 +1,155 @@
+"""From logits to the distribution that is sampled: guidance, temperature, top-k, top-p, and draws from it.
+
+Every knob is traced, so changing its value compiles nothing. Target and drafter go through the same functions: that is
+what makes strict verification lossless for the *warped* distribution.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+EXCLUDED = -jnp.inf
+
+
+@struct.dataclass
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 is greedy decoding.
+      top_k: keep the k largest logits, and those that tie with the k-th (transformers' semantics); None keeps all.
+      top_p: keep the smallest set of likeliest tokens whose mass reaches p; None or 1 keeps all.
+      guidance: classifier-free guidance scale g in unconditional + g (conditional - unconditional); None decodes the
+        conditional branch alone, at half the work.
+    """
+
+    temperature: float | jax.Array = 1.0
+    top_k: int | jax.Array | None = None
+    top_p: float | jax.Array | None = None
+    guidance: float | jax.Array | None = None
+
+    def checked(self) -> "Sampling":
+        """The same settings, as arrays; a top_p of 1 becomes None.
+
+        Raises:
+          ValueError: if a concrete value is out of its range; the message names it.
+        """
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature must be at least 0, not {self.temperature}")
+        if self.top_k is not None and self.top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
+        if self.guidance is not None and not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance must be at least 0, not {self.guidance}")
+        kept = dataclasses.replace(self, top_p=None if self.top_p == 1 else self.top_p)
+        return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32), kept).replace(
+            temperature=jnp.float32(self.temperature),
+            guidance=None if self.guidance is None else jnp.float32(self.guidance),
+        )
+
+
+def guide(logits: jax.Array, guidance: jax.Array | None) -> jax.Array:
+    """Combines the guidance branches' logits [G, B, ..., V], conditional first, into [B, ..., V]."""
+    if guidance is None:
+        return logits[0]
+    conditional, unconditional = logits
+    return unconditional + guidance * (conditional - unconditional)
+
+
+def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """The probabilities [..., V] from which a token with these (guided) logits [..., V] is drawn."""
+    return jax.nn.softmax(warp_logits(logits, sampling), axis=-1)
+
+
+def warp_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Temperature, then top-k, then top-p on logits [..., V]: excluded tokens become -inf."""
+    greedy = sampling.temperature == 0
+    best = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, axis=-1, keepdims=True)
+    scaled = logits / jnp.where(greedy, 1.0, sampling.temperature)
+    logits = jnp.where(greedy & ~best, EXCLUDED, scaled)
+    if sampling.top_k is not None:
+        logits = jnp.where(logits < kth_largest(logits, sampling.top_k), EXCLUDED, logits)
+    if sampling.top_p is not None:
+        logits = jnp.where(in_nucleus(logits, sampling.top_p), logits, EXCLUDED)
+    return logits
+
+
+def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
+    """The k-th largest of float32 `x` [..., V] along the last axis, [..., 1]; the smallest if V < k.
+
+    Exact, for a traced k, and without sorting: floats compare like their bits read as integers (negative ones
+    mirrored), and 32 counting passes bisect on those bits. On CPU this is 25 times faster than `lax.top_k` with a
+    large k.
+    """
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    ordered = jnp.where(bits & sign, ~bits, bits | sign)
+    k = jnp.minimum(k, x.shape[-1])
+
+    def refine(i, found):
+        trial = found | (sign >> i)
+        enough = jnp.sum(ordered >= trial, axis=-1, keepdims=True, dtype=jnp.int32) >= k
+        return jnp.where(enough, trial, found)
+
+    found = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), refine, jnp.zeros_like(ordered[..., :1]))
+    return jax.lax.bitcast_convert_type(jnp.where(found & sign, found & ~sign, ~found), jnp.float32)
+
+
+def in_nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
+    """Which tokens top-p keeps, bool [..., V]: sorted ascending, those beyond a cumulative mass of 1 - p.
+
+    Ties are kept in transformers' order: a stable ascending sort, of which the tail survives. The likeliest token always
+    survives.
+    """
+    order = jnp.argsort(logits, axis=-1, stable=True)
+    mass = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1), axis=-1)
+    keep = (mass > 1 - top_p).at[..., -1].set(True)
+    return jnp.put_along_axis(jnp.zeros_like(keep), order, keep, axis=-1, inplace=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Which tokens may stand where in the output (Lumina-mGPT's newlines, say).
+
+    Attributes:
+      forced: for every output position the only token allowed there, or -1 where the choice is free.
+      free_tokens: at free positions only tokens below this number are allowed.
+    """
+
+    forced: tuple[int, ...]
+    free_tokens: int
+
+    def constrain(self, logits: jax.Array, positions: jax.Array) -> jax.Array:
+        """Excludes what the layout forbids from logits [..., V] of the tokens at output `positions` int [...].
+
+        A forced token is left with probability 1, under any temperature, target or drafter.
+        """
+        forced = jnp.asarray(np.array(self.forced, np.int32))
+        forced = forced[jnp.clip(positions, 0, len(self.forced) - 1)][..., None]
+        tokens = jnp.arange(logits.shape[-1])
+        allowed = jnp.where(forced < 0, tokens < self.free_tokens, tokens == forced)
+        return jnp.where(allowed, logits, EXCLUDED)
+
+
+def draw(key: jax.Array, probs: jax.Array) -> jax.Array:
+    """One token from probabilities [V]."""
+    return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
+
+
+def draw_distinct(key: jax.Array, log_probs: jax.Array, count: int, greedy: jax.Array | bool = False) -> jax.Array:
+    """`count` tokens int [count] drawn one after the other without replacement (Gumbel top-k), in the order drawn.
+
+    Args:
+      log_probs: [V]; -inf is never drawn.
+      greedy: take the likeliest tokens, likeliest first, instead of drawing.
+
+    Returns:
+      The tokens; -1 where fewer than `count` have positive probability.
+    """
+    noise = jnp.where(greedy, 0.0, jax.random.gumbel(key, log_probs.shape))
+    values, tokens = jax.lax.top_k(log_probs + noise, count)
+    return jnp.where(jnp.isfinite(values), tokens, -1).astype(jnp.int32)

@@ -1,0 +1,209 @@
+"""Verification: one draft tree against one target.
+
+In three phases. `examine` does the vocabulary-sized work for all inner nodes at once: what remains of the target's
+distribution when each child comes up, and what the acceptance rule could add to it. `descend` walks from the root over
+levels and siblings with scalars in hand: the ledger, the random numbers, the decision. The last phase draws the bonus
+token from what remains where the walk ended. `jax.vmap` gives the batch.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from cascade_jax import sampling
+from cascade_jax.acceptance import Offer, Rule, Siblings, ratio
+from cascade_jax.tree import Topology, Tree
+
+
+@struct.dataclass
+class Verdict:
+    """What one verification step decided.
+
+    Attributes:
+      path: int [depth + 1], the accepted nodes from the root (0) down; -1 after the last.
+      accepted: int, number of accepted drafts.
+      next_token: int, the bonus token, which follows the last accepted node.
+      nominal: the probability mass that the rule added, over all candidates examined.
+      coupled: the probability of parting from the strict decoder, given the same random numbers, summed over the
+        candidates examined until the two part. Its mean over steps is the mean of `diverged`.
+      diverged: whether the strict decoder, given the same random numbers, would have decided differently somewhere on
+        this walk.
+    """
+
+    path: jax.Array
+    accepted: jax.Array
+    next_token: jax.Array
+    nominal: jax.Array
+    coupled: jax.Array
+    diverged: jax.Array
+
+
+@struct.dataclass
+class Candidates:
+    """All candidates of a tree with M inner nodes and W children at most: what the walk needs, and nothing larger.
+
+    Attributes:
+      nodes: int [M, W], node ids, -1 where there is none.
+      target: [M, W], residual target probability of the candidate when its turn comes.
+      draft: [M, W], its drafter probability then; 0 where there is no candidate.
+      offers: an `Offer` with leaves [M, W].
+      leftover: [M, V], the target's residual when all children are rejected.
+    """
+
+    nodes: jax.Array
+    target: jax.Array
+    draft: jax.Array
+    offers: Offer
+    leftover: jax.Array
+
+
+def verify(
+    key: jax.Array,
+    tree: Tree | Topology,
+    tokens: jax.Array,
+    draft_probs: jax.Array | None,
+    target_logits: jax.Array,
+    features: jax.Array,
+    rule: Rule,
+    warp: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
+) -> Verdict:
+    """Accepts a path through a draft tree of N nodes (the paper's Algorithm 2; with `strict()`, Algorithm 1 on a tree).
+
+    Args:
+      key: random key of this step.
+      tree: a static tree, or the topology of a dynamic one.
+      tokens: int [N], every node's token; negative at nodes that do not exist.
+      draft_probs: [N, V], row n the drafter's distribution from which n's children were drawn without replacement (rows
+        of inner nodes are read). None: the drafts are deterministic, each a point mass.
+      target_logits: [N, V], row n over node n's children.
+      features: [N, h], the target's hidden state after consuming node n, conditional branch.
+      rule: the acceptance rule.
+      warp: maps logits [..., V] to the probabilities that are sampled.
+
+    Returns:
+      A `Verdict`. With `strict()` the law of the accepted tokens and the bonus token is the target's own.
+    """
+    if isinstance(tree, Tree):
+        inner, topology = np.array(tree.inner, np.int32), tree.topology
+    else:
+        inner, topology = np.arange(len(tokens), dtype=np.int32), tree
+    draft = None if draft_probs is None else draft_probs[inner]
+    return verify_inner(key, topology, inner, tokens, draft, target_logits, features, rule, warp)
+
+
+def verify_inner(key, topology, inner, tokens, draft_probs, target_logits, features, rule, warp) -> Verdict:
+    """`verify`, given the ids of the inner nodes [M] and the drafter's distributions at these alone [M, V]."""
+    walk_key, bonus_key = jax.random.split(key)
+    if len(inner) == 0 or topology.depth == 0:
+        zero = jnp.float32(0)
+        bonus = sampling.draw(bonus_key, warp(target_logits[0]))
+        return Verdict(jnp.zeros(1, jnp.int32), jnp.int32(0), bonus, zero, zero, jnp.bool_(False))
+    probs = warp(target_logits[inner])
+    candidates = examine(topology, inner, tokens, draft_probs, probs, features, rule)
+    path, end, charges = descend(walk_key, topology, inner, candidates, rule)
+    slot = jnp.asarray(slots(inner, len(tokens)))[end]
+    has_children = jnp.any(candidates.nodes[slot] >= 0) & (slot >= 0)
+    leftover = jnp.where(has_children, candidates.leftover[slot], warp(target_logits[end]))
+    nominal, coupled, diverged = charges
+    return Verdict(path, jnp.sum(path > 0), sampling.draw(bonus_key, leftover), nominal, coupled, diverged)
+
+
+def slots(inner: np.ndarray, size: int) -> np.ndarray:
+    """Every node's index among the inner nodes, int [size]; -1 for leaves."""
+    table = np.full(size, -1, np.int32)
+    table[inner] = np.arange(len(inner))
+    return table
+
+
+def examine(topology, inner, tokens, draft_probs, probs, features, rule: Rule) -> Candidates:
+    """The vocabulary-sized part, for all inner nodes at once; only the sibling index is sequential.
+
+    Args:
+      draft_probs: [M, V] or None.
+      probs: [M, V], the target's distributions at the inner nodes.
+    """
+    children, size = jnp.asarray(topology.children), len(tokens)
+    token_of = jnp.append(tokens, -1)  # index -1, no node, reads the last entry
+    nodes = children[inner]
+    child_tokens = token_of[nodes]
+    grandchildren = jnp.where(nodes[..., None] >= 0, children[nodes], -1)
+
+    unit = features.astype(jnp.float32)
+    unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-12)
+    cosine = unit @ unit.T
+    alike = jax.vmap(lambda siblings: cosine[siblings[:, None], siblings])(nodes)
+    continued = jax.vmap(lambda siblings, below: cosine[siblings[:, None], below])(nodes, grandchildren)
+
+    own = jnp.take_along_axis(probs, jnp.maximum(child_tokens, 0), axis=1)  # [M, W], from the parent
+    slot = jnp.asarray(slots(inner, size))[nodes]
+    next_probs = jnp.where((slot >= 0)[..., None], own[slot], 0.0)
+    family = Siblings(child_tokens, probs, probs, alike, token_of[grandchildren], continued, next_probs)
+
+    def turn(state, j):
+        residual, draft = state
+        token = child_tokens[:, j]
+        one_hot = jax.nn.one_hot(token, probs.shape[-1])
+        p = one_hot if draft_probs is None else draft
+        target_x = jnp.take_along_axis(residual, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
+        draft_x = jnp.where(token >= 0, jnp.take_along_axis(p, jnp.maximum(token, 0)[:, None], axis=1)[:, 0], 0.0)
+        offers = jax.vmap(rule.offer, (0, None))(family.replace(residual=residual, draft=p), j)
+        exists = (draft_x > 0)[:, None]
+        residual = jnp.where(exists, _normalise(jnp.maximum(residual - p, 0.0), residual), residual)
+        draft = jnp.where(exists, _normalise(draft * (1.0 - one_hot), draft), draft)
+        return (residual, draft), (target_x, draft_x, offers)
+
+    width = nodes.shape[1]
+    start = (probs, probs if draft_probs is None else draft_probs)
+    (leftover, _), columns = jax.lax.scan(turn, start, jnp.arange(width))
+    target_x, draft_x, offers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), columns)
+    return Candidates(nodes, target_x, draft_x, offers, leftover)
+
+
+def descend(key, topology, inner, candidates: Candidates, rule: Rule):
+    """The walk: levels, and siblings within each.
+
+    Returns:
+      path int [depth + 1], the last accepted node, and (nominal, coupled, diverged) as in `Verdict`.
+    """
+    depth, width = topology.depth, candidates.nodes.shape[1]
+    slot_of = jnp.asarray(slots(inner, len(topology.parents)))
+    uniforms = jax.random.uniform(key, (depth, width))
+
+    def sibling(state, candidate):
+        chosen, spent, nominal, coupled, parted = state
+        u, here, node, target, draft, offer = candidate
+        examined = here & (chosen < 0) & (draft > 0)
+        probability, charge, spent_after = rule.decide(spent, target, draft, offer)
+        strict = ratio(target, draft)
+        accept = u < probability
+        state = (
+            jnp.where(examined & accept, node, chosen),
+            jnp.where(examined, spent_after, spent),
+            nominal + jnp.where(examined, charge, 0.0),
+            coupled + jnp.where(examined & ~parted, jnp.abs(probability - strict), 0.0),
+            parted | (examined & (accept != (u < strict))),
+        )
+        return state, None
+
+    def level(state, u):
+        node, going, *ledger = state
+        slot = slot_of[node]
+        row = jax.tree.map(lambda x: x[slot], (candidates.nodes, candidates.target, candidates.draft, candidates.offers))
+        here = jnp.broadcast_to(going & (slot >= 0), (width,))
+        start = (jnp.int32(-1), *ledger)
+        (chosen, *ledger), _ = jax.lax.scan(sibling, start, (u, here, *row))
+        return (jnp.where(chosen >= 0, chosen, node), chosen >= 0, *ledger), chosen
+
+    zero = jnp.float32(0)
+    start = (jnp.int32(0), jnp.bool_(True), zero, zero, zero, jnp.bool_(False))
+    (end, _, _, *charges), below = jax.lax.scan(level, start, uniforms)
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), below]), end, charges
+
+
+def _normalise(mass: jax.Array, otherwise: jax.Array) -> jax.Array:
+    """`mass` [M, V] scaled to sum 1 by row; `otherwise` where nothing is left, which rounding alone brings about."""
+    total = jnp.sum(mass, axis=-1, keepdims=True)
+    return jnp.where(total > 0, mass / jnp.where(total > 0, total, 1.0), otherwise)

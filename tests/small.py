@@ -1,0 +1,58 @@
+"""A random model of the smallest useful size, for tests of everything around the model."""
+
+import pathlib
+
+import jax
+from flax import nnx
+
+from cascade_jax import bundle
+from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
+from cascade_jax.models.transformer import BlockConfig
+from cascade_jax.models.vq import VQConfig, VQModel
+from cascade_jax.scenes import captions
+
+TARGET = LlamaGenConfig(
+    dim=32,
+    layers=2,
+    heads=2,
+    image_tokens=16,
+    vocab_size=64,
+    condition_tokens=len(captions.SLOTS),
+    caption_dim=8,
+    ffn_multiple=16,
+)
+DRAFTER = EagleConfig(BlockConfig(32, 2, 2, 16, 48, input_norm=False), grid=4, condition_slots=9)
+VQ = VQConfig(codebook_size=64, channels=8, channel_multipliers=(1, 1), res_blocks=1, z_channels=8, norm_groups=4)
+
+
+def write_bundle(directory: str | pathlib.Path, *, drafter: bool = True, cascade: dict | None = None) -> pathlib.Path:
+    """Writes a random scenes bundle that draws 16 codes, 8 x 8 pixels, and returns its directory."""
+    config = bundle.Config(
+        family="llamagen",
+        target=TARGET,
+        drafter=DRAFTER if drafter else None,
+        vq=VQ,
+        text="scenes",
+        sampling={"temperature": 1.0, "top_k": 40, "guidance": 2.0},
+        cascade=cascade or {},
+    )
+
+    def random(module, key):
+        # Modules start with small or zero weights: without contrast, all rules would do the same.
+        state = nnx.state(module)
+        leaves, structure = jax.tree.flatten(state)
+        keys = jax.random.split(jax.random.key(key), len(leaves))
+        return jax.tree.unflatten(
+            structure, [jax.random.normal(k, x.shape) * x.shape[0] ** -0.5 if x.ndim > 1 else x for k, x in zip(keys, leaves)]
+        )
+
+    rngs = nnx.Rngs(0)
+    params = {
+        "target": random(LlamaGen(TARGET, rngs=rngs), 1),
+        "drafter": random(Eagle1(DRAFTER, rngs=rngs), 2) if drafter else None,
+        "vq": nnx.state(VQModel(VQ, rngs=rngs)),
+        "text": jax.random.normal(jax.random.key(3), (captions.NUM_IDS, TARGET.caption_dim)),
+    }
+    bundle.save(directory, config, params)
+    return pathlib.Path(directory)

@@ -1,0 +1,151 @@
+import csv
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cascade_jax.training import loop
+
+OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+
+
+def _params():
+    return {"w": jax.random.normal(jax.random.key(0), (8, 4)), "b": jnp.zeros(4)}
+
+
+def _batch(step):
+    rng = np.random.default_rng(step)
+    return {"x": rng.standard_normal((16, 8), np.float32), "y": rng.standard_normal((16, 4), np.float32)}
+
+
+def _loss(params, batch, key):
+    noise = 0.1 * jax.random.normal(key, batch["y"].shape)
+    error = jnp.tanh(batch["x"] @ params["w"] + params["b"]) - batch["y"] + noise
+    return jnp.mean(error**2), {"worst": jnp.max(jnp.abs(error))}
+
+
+def _fit(folder, **changes):
+    arguments = dict(steps=20, save_every=6, log_every=4, settings={"rate": 1e-2}) | changes
+    batch_fn = arguments.pop("batch_fn", _batch)
+    return loop.fit(arguments.pop("loss_fn", _loss), _params(), OPTIMIZER, batch_fn, folder=folder, **arguments)
+
+
+def _interrupted_at(last):
+    def batch_fn(step):
+        if step == last:
+            raise KeyboardInterrupt
+        return _batch(step)
+
+    return batch_fn
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
+    whole = _fit(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path / "parts", batch_fn=_interrupted_at(15))
+    parts = _fit(tmp_path / "parts")
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    restored = loop.restore(tmp_path / "parts", _params())
+    jax.tree.map(np.testing.assert_array_equal, whole, restored)
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+    script = textwrap.dedent("""
+        import sys, time
+        sys.path.insert(0, sys.argv[2])
+        import test_training_loop as t
+        def batch_fn(step):
+            if step == 15:
+                print("now", flush=True)
+                time.sleep(60)
+            return t._batch(step)
+        t._fit(sys.argv[1], batch_fn=batch_fn)
+    """)
+    here = pathlib.Path(__file__).parent
+    command = [sys.executable, "-c", script, str(tmp_path / "killed"), str(here)]
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}:{os.environ.get('PYTHONPATH', '')}"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    # Batch 15 is asked for ahead of time, so the kill may fall into any of the steps before it, or into a save.
+    while "now" not in process.stdout.readline():
+        assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path / "whole"), _fit(tmp_path / "killed"))
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    first = _fit(tmp_path)
+    again = _fit(tmp_path, batch_fn=lambda step: pytest.fail("asked for a batch"))
+    jax.tree.map(np.testing.assert_array_equal, first, again)
+
+
+def test_the_callers_parameters_stay_valid(tmp_path):
+    params = _params()
+    loop.fit(_loss, params, OPTIMIZER, _batch, steps=2, folder=tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, _params())
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    _fit(tmp_path)
+    with pytest.raises(ValueError, match=r"rate: 0.01 there, 0.1 now"):
+        _fit(tmp_path, settings={"rate": 0.1})
+    with pytest.raises(ValueError, match=r"steps: 20 there, 30 now"):
+        _fit(tmp_path, steps=30)
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"rate": 0.01, "steps": 20, "seed": 0}
+
+
+def test_tuples_in_settings_equal_the_lists_they_are_saved_as(tmp_path):
+    _fit(tmp_path, settings={"widths": (1, 2)})
+    _fit(tmp_path, settings={"widths": (1, 2)})
+
+
+def test_the_log_has_one_line_per_interval_also_after_resuming(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path, batch_fn=_interrupted_at(17))
+    _fit(tmp_path)
+    with (tmp_path / "log.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == [4, 6, 8, 12, 16, 18, 20]
+    assert all(float(row["loss"]) > 0 and float(row["worst"]) > 0 for row in rows)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+    def broken(step):
+        batch = _batch(step)
+        return batch if step != 9 else batch | {"y": np.full_like(batch["y"], np.nan)}
+
+    with pytest.raises(FloatingPointError, match="nan in step 9 .*checkpoint after 6 steps is kept"):
+        _fit(tmp_path, batch_fn=broken)
+    restored = loop.restore(tmp_path, _params())
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored))
+    jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path), _fit(tmp_path.with_name("whole")))
+
+
+def test_revisions_happen_at_their_steps_and_survive_interruption(tmp_path):
+    def revise(step, params):
+        return params | {"b": params["b"] + step}
+
+    def still(params, batch, key):
+        return 0.0 * jnp.sum(params["b"]) + 1.0, {}
+
+    def run(folder, **changes):
+        return _fit(folder, loss_fn=still, revise=revise, revise_every=7, **changes)
+
+    np.testing.assert_array_equal(run(tmp_path / "whole")["b"], np.full(4, 7.0 + 14.0))
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "parts", batch_fn=_interrupted_at(16))
+    np.testing.assert_array_equal(run(tmp_path / "parts")["b"], np.full(4, 7.0 + 14.0))
+
+
+def test_restoring_from_nothing_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
+        loop.restore(tmp_path, _params())
