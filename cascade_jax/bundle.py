@@ -177,7 +177,7 @@ def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], d
       dtype: of the floating-point arrays on disk.
     """
     directory = pathlib.Path(directory)
-    tree = {name: _plain(part) for name, part in params.items() if part is not None}
+    tree = {name: plain(part) for name, part in params.items() if part is not None}
     tree = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
     with replaced(directory) as temporary:
         with ocp.StandardCheckpointer() as checkpointer:
@@ -198,7 +198,7 @@ def load(directory: str | os.PathLike, dtype=None) -> Bundle:
     config = read_config(directory)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    skeleton = {name: _plain(state) for name, (_, state) in _skeleton(config).items()}
+    skeleton = {name: plain(state) for name, (_, state) in _skeleton(config).items()}
     if config.text == "scenes":
         skeleton["text"] = None
     try:
@@ -213,7 +213,7 @@ def load(directory: str | os.PathLike, dtype=None) -> Bundle:
         raise BundleError(f"{directory} is damaged (convert or copy it again): {first}") from error
     states = {}
     for name, (_, state) in _skeleton(config).items():
-        nnx.replace_by_pure_dict(state, _restored_keys(params[name]))
+        nnx.replace_by_pure_dict(state, restored_keys(params[name]))
         states[name] = state
     return Bundle(config, {"drafter": None, "text": params.get("text"), **states})
 
@@ -269,7 +269,7 @@ def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     return {name: nnx.split(nnx.eval_shape(make)) for name, make in parts.items()}
 
 
-def _plain(part) -> Any:
+def plain(part) -> Any:
     """An NNX state as nested dictionaries with string keys; other trees as they are."""
     if not isinstance(part, nnx.State):
         return part
@@ -280,11 +280,11 @@ def _plain(part) -> Any:
     return named(nnx.to_pure_dict(part))
 
 
-def _restored_keys(tree):
-    """The inverse of `_plain`'s renaming: list positions are integers again."""
+def restored_keys(tree):
+    """The inverse of `plain`'s renaming: list positions are integers again."""
     if not isinstance(tree, dict):
         return tree
-    return {int(k) if k.isdigit() else k: _restored_keys(v) for k, v in tree.items()}
+    return {int(k) if k.isdigit() else k: restored_keys(v) for k, v in tree.items()}
 
 
 def _cast(stored, wanted):

@@ -189,6 +189,30 @@ def generate(program: Program, params, prefix: Prefix, keys: jax.Array, rule: Ru
     return run(program, params, prefill(program, params, prefix, keys, sampling), rule, sampling)
 
 
+def teacher_forced(target, prefix: Prefix, tokens: jax.Array) -> jax.Array:
+    """The target's features [R, P + T - 1, d] over prefix and given tokens int [R, T], the last token left out.
+
+    Row r's feature at slot `prefix.length[r] - 1 + t` yields token t's distribution: see `at_tokens`.
+    """
+    rows, slots, width = prefix.embeddings.shape
+    size = slots + tokens.shape[1] - 1
+    place = jax.vmap(lambda x, new, at: jax.lax.dynamic_update_slice_in_dim(x, new, at, axis=0))
+    x = jnp.zeros((rows, size, width), prefix.embeddings.dtype).at[:, :slots].set(prefix.embeddings)
+    x = place(x, target.embed(tokens[:, :-1]).astype(x.dtype), prefix.length)
+    seen = kv.causal(size)[None]
+    if prefix.holes is not None:
+        holes = jnp.pad(prefix.holes, ((0, 0), (0, size - slots)))
+        seen = seen & ~holes[:, None] | jnp.eye(size, dtype=bool)
+    positions = jnp.broadcast_to(jnp.arange(size), (rows, size))
+    return target(x, Context(target.rope(positions), kv.bias(seen)[:, None]))[0]
+
+
+def at_tokens(features: jax.Array, prefix: Prefix, count: int) -> jax.Array:
+    """The features [R, count, d] that yield the tokens, out of `teacher_forced`'s."""
+    cut = jax.vmap(lambda x, at: jax.lax.dynamic_slice_in_dim(x, at, count, axis=0))
+    return cut(features, prefix.length - 1)
+
+
 prefill_jit = jax.jit(prefill, static_argnums=0)
 step_jit = jax.jit(step, static_argnums=0)
 run_jit = jax.jit(run, static_argnums=0, donate_argnums=2)

@@ -89,10 +89,10 @@ def method(
       ValueError: if the name or the tree is unknown, a value is out of range, or the method does not take it.
     """
     check_name(name)
-    given = dict(
-        tau_pos=tau_pos, tau_seq=tau_seq, budget=budget, ledger=ledger, mass=mass,
-        delta=delta, lam=lam, neighbours=neighbours, group=group,
-    )  # fmt: skip
+    given = {
+        "tau_pos": tau_pos, "tau_seq": tau_seq, "budget": budget, "ledger": ledger, "mass": mass,
+        "delta": delta, "lam": lam, "neighbours": neighbours, "group": group,
+    }  # fmt: skip
     given = {setting: value for setting, value in given.items() if value is not None}
     for setting in given:
         if setting not in _SETTINGS[name]:

@@ -12,7 +12,6 @@ from flax import nnx, struct
 from cascade_jax import acceptance, bundle, decode
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
-from cascade_jax.cache import Context, bias, causal
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions
 from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
@@ -171,17 +170,5 @@ def score(model: Bundle, prompts: Sequence[str | Prompt], tokens: jax.Array) -> 
 @jax.jit(static_argnums=0)
 def _score(graph, state, prefix: decode.Prefix, tokens: jax.Array) -> Scored:
     target = nnx.merge(graph, state)
-    slots = prefix.embeddings.shape[1]
-    x = jnp.concatenate([prefix.embeddings, target.embed(tokens[:, :-1]).astype(prefix.embeddings.dtype)], axis=1)
-    size = x.shape[1]
-    seen = causal(size)[None]
-    if prefix.holes is not None:
-        holes = jnp.pad(prefix.holes, ((0, 0), (0, size - slots)))
-        seen = seen & ~holes[:, None] | jnp.eye(size, dtype=bool)
-    positions = jnp.broadcast_to(jnp.arange(size), x.shape[:2])
-    features, _ = target(x, Context(target.rope(positions), bias(seen)[:, None]))
-    features = features[:, slots - 1 :]
+    features = decode.at_tokens(decode.teacher_forced(target, prefix, tokens), prefix, tokens.shape[1])
     return Scored(target.logits(features), features)
-
-
-

@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import numpy as np
 from flax import nnx
 
 from cascade_jax import bundle
@@ -37,22 +38,23 @@ def write_bundle(directory: str | pathlib.Path, *, drafter: bool = True, cascade
         sampling={"temperature": 1.0, "top_k": 40, "guidance": 2.0},
         cascade=cascade or {},
     )
+    rng = np.random.default_rng(0)
 
-    def random(module, key):
+    def random(leaf):
         # Modules start with small or zero weights: without contrast, all rules would do the same.
-        state = nnx.state(module)
-        leaves, structure = jax.tree.flatten(state)
-        keys = jax.random.split(jax.random.key(key), len(leaves))
-        return jax.tree.unflatten(
-            structure, [jax.random.normal(k, x.shape) * x.shape[0] ** -0.5 if x.ndim > 1 else x for k, x in zip(keys, leaves)]
-        )
+        if leaf.ndim == 1:
+            return np.ones(leaf.shape, np.float32)
+        return rng.normal(0, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
 
-    rngs = nnx.Rngs(0)
+    def state(module, config):
+        # NumPy, and shapes alone: eager initialisers would be compiled one by one.
+        return jax.tree.map(random, nnx.state(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0)))))
+
     params = {
-        "target": random(LlamaGen(TARGET, rngs=rngs), 1),
-        "drafter": random(Eagle1(DRAFTER, rngs=rngs), 2) if drafter else None,
-        "vq": nnx.state(VQModel(VQ, rngs=rngs)),
-        "text": jax.random.normal(jax.random.key(3), (captions.NUM_IDS, TARGET.caption_dim)),
+        "target": state(LlamaGen, TARGET),
+        "drafter": state(Eagle1, DRAFTER) if drafter else None,
+        "vq": state(VQModel, VQ),
+        "text": rng.normal(size=(captions.NUM_IDS, TARGET.caption_dim)).astype(np.float32),
     }
     bundle.save(directory, config, params)
     return pathlib.Path(directory)

@@ -286,7 +286,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
     ]
     for name, figures in report["methods"].items():
-        spans = [f"{key.replace('_', ' ')} {low:.3g} to {high:.3g}" for key, (low, high) in figures["intervals"].items()]
+        spans = [f"{key} {low:.3g} to {high:.3g}" for key, (low, high) in figures["intervals"].items()]
         settings = ", ".join(f"{key} {value}" for key, value in figures["settings"].items())
         lines.append(f"- **{name}**{f' ({settings})' if settings else ''}, 95 % intervals: {'; '.join(spans)}")
     versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
@@ -304,8 +304,8 @@ def markdown(report: dict[str, Any]) -> str:
     ]
     if any(figures["fidelity"] is not None for figures in report["methods"].values()):
         lines[-1] += (
-            " Fidelity is the share of a prompt's attributes that the judge reads in its picture; the Fréchet distance is "
-            "that of its features to renders, and depends on the number of pictures."
+            " Fidelity is the share of a prompt's attributes that the judge reads in its picture; the Fréchet distance "
+            "is that of its features to renders, and depends on the number of pictures."
         )
     return "\n".join(lines) + "\n"
 

@@ -11,7 +11,9 @@ _MARGIN, _GAP, _LABELS = 12, 6, 190
 _INK, _FAINT, _PAPER = (25, 25, 30), (110, 110, 120), (255, 255, 255)
 
 
-def grid(images: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[tuple[str, str]]) -> Image.Image:
+def grid(
+    images: Sequence[Sequence[np.ndarray]], rows: Sequence[str], columns: Sequence[tuple[str, str]]
+) -> Image.Image:
     """Lays out pictures, [row][column] of uint8 [H, W, 3].
 
     Args:

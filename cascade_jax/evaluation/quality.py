@@ -9,8 +9,12 @@ import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
+from flax import nnx
 
+from cascade_jax import bundle
 from cascade_jax.scenes import captions, data, judge
 
 WEIGHTS = pathlib.Path(judge.__file__).parent / "judge_weights"
@@ -61,7 +65,7 @@ def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
     if folder is None and not WEIGHTS.is_dir():
         return None
     folder = pathlib.Path(WEIGHTS if folder is None else folder)
-    network = judge.load_judge(folder)
+    network = _packed(folder) if (folder / "params").is_dir() else judge.load_judge(folder)
     try:
         if (folder / REFERENCE).exists():
             with np.load(folder / REFERENCE) as stored:
@@ -69,6 +73,16 @@ def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
         return Referee(network, *reference(network))
     except ModuleNotFoundError:
         return Referee(network)
+
+
+def _packed(folder: pathlib.Path) -> judge.Judge:
+    """The judge as `scenes.pack` stores it: its parameters alone."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: judge.Judge(rngs=nnx.Rngs(0))))
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), bundle.plain(state))
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = checkpointer.restore((folder / "params").absolute(), wanted)
+    nnx.replace_by_pure_dict(state, bundle.restored_keys(stored))
+    return nnx.merge(graph, state)
 
 
 def reference(network: judge.Judge, renders: int = RENDERS, seed: int = 9) -> tuple[np.ndarray, np.ndarray]:

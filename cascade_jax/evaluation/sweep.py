@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import matplotlib
 import numpy as np
 
 from cascade_jax import methods as by_name
@@ -36,6 +35,7 @@ def grid(
     tau_seq: Sequence[float],
     budgets: Sequence[float],
     ledgers: Sequence[str],
+    masses: Sequence[str] = ("current",),
 ) -> list[Method]:
     """A cascade for every combination, those that share a program next to each other.
 
@@ -43,8 +43,8 @@ def grid(
       ValueError: if a value is out of range or a tree unknown.
     """
     return [
-        by_name.method("cascade", bundle, tree=tree, tau_pos=pos, tau_seq=seq, budget=budget, ledger=ledger)
-        for tree, ledger, pos, seq, budget in itertools.product(trees, ledgers, tau_pos, tau_seq, budgets)
+        by_name.method("cascade", bundle, tree=tree, tau_pos=pos, tau_seq=seq, budget=budget, ledger=ledger, mass=mass)
+        for tree, ledger, mass, pos, seq, budget in itertools.product(trees, ledgers, masses, tau_pos, tau_seq, budgets)
     ]
 
 
@@ -84,7 +84,7 @@ def sweep(
             progress(measured[-1], len(measured), len(methods))
     costs = _step_seconds(bundle, methods, prompts[:timed], seed, sampling)
     (base,) = (point for point in measured if point["method"] == "ar")
-    base_cost = costs[_program(references[measured.index(base)])]
+    (base_cost,) = (cost for (name, *_), cost in costs.items() if name == "ar")
     for method, point in zip(methods, measured):
         cost = costs[_program(method)]
         point["step_speedup"] = base["target_steps"] / point["target_steps"]
@@ -129,7 +129,7 @@ def _measure(bundle, method, prompts, seed, sampling, referee) -> dict[str, Any]
 
 def _program(method: Method) -> tuple:
     """What methods have in common whose steps take equally long."""
-    return method.name, by_name.tree_name(method.tree), method.settings.get("ledger")
+    return method.name, by_name.tree_name(method.tree), method.settings.get("ledger"), method.settings.get("mass")
 
 
 def _step_seconds(bundle, methods, prompts, seed, sampling) -> dict[tuple, float | None]:
@@ -164,7 +164,8 @@ def label(point: dict[str, Any]) -> str:
     s = point["settings"]
     if point["method"] != "cascade":
         return point["method"]
-    return f"{s['tau_pos']:g} {s['tau_seq']:g} {s['budget']:g} {s['ledger']}"
+    words = [f"{s['tau_pos']:g}", f"{s['tau_seq']:g}", f"{s['budget']:g}", s["ledger"]]
+    return " ".join([*words, "next mass"] if s["mass"] == "next" else words)
 
 
 def markdown(result: dict[str, Any], command: str) -> str:
@@ -179,8 +180,8 @@ def markdown(result: dict[str, Any], command: str) -> str:
     chosen = result["chosen"]
     lines += [
         "",
-        f"{result['pictures']} pictures a point, seed {result['seed']}, on {result['machine']['device']}. Speedup is the "
-        "ratio of target steps times the ratio of what a step takes at batch 1.",
+        f"{result['pictures']} pictures a point, seed {result['seed']}, on {result['machine']['device']}. Speedup is "
+        "the ratio of target steps times the ratio of what a step takes at batch 1.",
         "",
         f"Fastest with fidelity within {FIDELITY_LOSS} of AR's and Fréchet distance within 10 %: "
         + (f"`{config_line(chosen)}`" if chosen else "none (or quality was not measured)."),
@@ -190,8 +191,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
 
 def figure(result: dict[str, Any]):
     """Quality over the reduction of target steps, as a matplotlib figure."""
-    matplotlib.use("Agg")
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # slow to import
 
     points = result["points"]
     (base,) = (point for point in points if point["method"] == "ar")

@@ -66,18 +66,10 @@ def distill(bundle: Bundle, folder, *, count: int, batch: int, seed: int, sampli
     }
 
 
-def features_of(target, condition: jax.Array, tokens: jax.Array) -> jax.Array:
-    """The target's features [R, C + T - 1, d] at all slots but the last token's, teacher-forced."""
-    x = jnp.concatenate([condition, target.embed(tokens[:, :-1])], axis=1)
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    return target(x, Context(target.rope(positions), bias(causal(x.shape[1]))[None, None]))[0]
-
-
 def drafter_loss(graph, target_graph, drafter_params, batch, key, *, noise: float, feature_weight: float):
     """Guided soft cross-entropy at every position, hard cross-entropy, and SmoothL1 on features of both branches.
 
-    batch: {"features": [2, B, C + T - 1, d], "embeddings": [2, B, C + T - 1, d], "tokens": [B, T], "head": target state,
-    "guidance": []}
+    batch: {"features": [2, B, C + T - 1, d], "tokens": int [B, T], "target": the target's state, "guidance": []}
     """
     drafter, target = nnx.merge(graph, drafter_params), nnx.merge(target_graph, batch["target"])
     features, tokens = batch["features"], batch["tokens"]
@@ -113,17 +105,28 @@ def train_drafter(
     graph, params = nnx.split(Eagle1(config, rngs=nnx.Rngs(seed)))
     target_graph, target_params, table = bundle.program(ROOT).target, bundle.params["target"], bundle.params["text"]
 
+    slots = bundle.config.target.condition_tokens + bundle.length - 1
+
     @jax.jit
     def features(state, ids, tokens):
         target = nnx.merge(target_graph, state)
         condition = jnp.concatenate([target.condition(table[ids]), target.unconditional(len(ids))])
-        return features_of(target, condition, jnp.concatenate([tokens, tokens])).reshape(2, len(ids), -1, config.block.dim)
+        prefix = decode.Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))
+        features = decode.teacher_forced(target, prefix, jnp.concatenate([tokens, tokens]))
+        return features.reshape(2, len(ids), slots, config.block.dim)
+
+    # The target is frozen, so its features of a sequence are computed when it first comes up, and kept.
+    known = np.zeros(len(data["tokens"]), bool)
+    kept = np.empty((2, len(known), slots, config.block.dim), np.float32)
 
     def make_batch(step):
-        rows = np.random.default_rng((seed, step)).choice(len(data["tokens"]), batch, replace=False)
-        ids, tokens = data["ids"][rows], jnp.asarray(data["tokens"][rows])
+        rows = np.random.default_rng((seed, step)).choice(len(known), batch, replace=False)
+        if not known[rows].all():
+            kept[:, rows] = features(target_params, data["ids"][rows], data["tokens"][rows])
+            known[rows] = True
+        tokens = jnp.asarray(data["tokens"][rows])
         return {
-            "features": features(target_params, ids, tokens),
+            "features": kept[:, rows],
             "tokens": tokens,
             "target": target_params,
             "guidance": jnp.float32(guidance),
@@ -133,8 +136,7 @@ def train_drafter(
         optax.clip_by_global_norm(1.0),
         optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 2e-3, steps // 30 + 1, steps, 1e-5), b1=0.9, b2=0.95),
     )
-    slots = bundle.config.target.condition_tokens + bundle.length
-    loss = functools.partial(drafter_loss, graph, target_graph, noise=0.2 * 512 / slots, feature_weight=1.0)
+    loss = functools.partial(drafter_loss, graph, target_graph, noise=0.2 * 512 / (slots + 1), feature_weight=1.0)
     params = fit(
         loss, params, optimizer, make_batch, steps=steps, folder=folder, seed=seed, save_every=250, title="drafter",
         settings={"batch": batch, "guidance": guidance},

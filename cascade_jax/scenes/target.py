@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from cascade_jax.cache import Context, bias, causal
+from cascade_jax.decode import Prefix, at_tokens, teacher_forced
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.scenes import captions
 from cascade_jax.scenes.data import scene_batch
@@ -37,28 +37,15 @@ def init(config: LlamaGenConfig, seed: int) -> tuple[nnx.GraphDef, dict]:
     return graphdef, {"target": state, "text": table}
 
 
-def sequence_logits(model: LlamaGen, condition: jax.Array, codes: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Teacher-forced features [B, T, d] and logits [B, T, V] at the image positions.
-
-    Args:
-      condition: [B, C, d] condition embeddings.
-      codes: int [B, T].
-    """
-    x = jnp.concatenate([condition, model.embed(codes[:, :-1])], axis=1)
-    positions = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-    context = Context(model.rope(positions), bias(causal(x.shape[1]))[None, None])
-    features, _ = model(x, context)
-    features = features[:, condition.shape[1] - 1 :]
-    return features, model.logits(features)
-
-
 def loss(graphdef, params, batch, key) -> tuple[jax.Array, dict]:
     """Mean cross-entropy (nats) of the codes; every tenth row sees the unconditional caption."""
     model = nnx.merge(graphdef, params["target"])
     conditional = model.condition(params["text"][batch["ids"]])
     drop = jax.random.bernoulli(key, CONDITION_DROPOUT, (len(conditional), 1, 1))
     condition = jnp.where(drop, model.unconditional(len(conditional)), conditional)
-    _, logits = sequence_logits(model, condition, batch["codes"])
+    prefix = Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))
+    features = at_tokens(teacher_forced(model, prefix, batch["codes"]), prefix, batch["codes"].shape[1])
+    logits = model.logits(features)
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["codes"])
     top1 = jnp.mean(jnp.max(jax.nn.softmax(logits), axis=-1))
     return jnp.mean(nats), {"top1_probability": top1, "top1_accuracy": jnp.mean(logits.argmax(-1) == batch["codes"])}

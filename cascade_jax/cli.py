@@ -1,0 +1,694 @@
+"""The command line: `cascade-jax`, also `python -m cascade_jax`.
+
+Every command is a dataclass whose fields are its arguments. It checks all of them before it starts to work; what is
+wrong is said in one line, with exit status 2. Whatever takes time to import is imported where it is used.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+from typing import Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+
+_UNSET = "(default: the method's)"
+_MODELS = "(default: the model's)"
+
+
+class BadInput(Exception):
+    """What was asked for cannot be done; the message is for the person who asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Thresholds:
+    """Settings of the methods; each takes its own, and what is not set is the method's default."""
+
+    tree: Annotated[str | None, arg(metavar="TREE", help_behavior_hint=_UNSET)] = None
+    """draft tree: eagle25, lanternpp57, eagle2, chain:DEPTH, full:WIDTHxDEPTH, or paths such as "0 1 00 01\""""
+    tau_pos: Annotated[float | None, arg(metavar="X", help_behavior_hint=_UNSET)] = None
+    """cascade: least cosine of interchangeable siblings; above 1 switches this relaxation off"""
+    tau_seq: Annotated[float | None, arg(metavar="X", help_behavior_hint=_UNSET)] = None
+    """cascade: least cosine of a token and its converging children; above 1 switches this relaxation off"""
+    budget: Annotated[float | None, arg(metavar="X", help_behavior_hint=_UNSET)] = None
+    """cascade: the most that a step may charge to its ledger"""
+    ledger: Annotated[str | None, arg(metavar="nominal|coupled", help_behavior_hint=_UNSET)] = None
+    """cascade: charge added mass, as the paper does, or the probability of parting from the strict decoder"""
+    mass: Annotated[str | None, arg(metavar="current|next", help_behavior_hint=_UNSET)] = None
+    """cascade: where the mass of converging children is read"""
+    delta: Annotated[float | None, arg(metavar="X", help_behavior_hint=_UNSET)] = None
+    """lantern: bound on the mass of a token's neighbours"""
+    lam: Annotated[float | None, arg(metavar="X", help_behavior_hint=_UNSET)] = None
+    """lantern++: bound on the mass of a token and its neighbours, in terms of the token's own"""
+    neighbours: Annotated[int | None, arg(metavar="N", help_behavior_hint=_UNSET)] = None
+    """lantern, lantern++: number of neighbours"""
+    group: Annotated[int | None, arg(metavar="N", help_behavior_hint=_UNSET)] = None
+    """gsd: codes in a group"""
+
+    def given(self) -> dict[str, Any]:
+        """What is set."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """How tokens are drawn; what is not set is the model's default."""
+
+    temperature: Annotated[float | None, arg(metavar="X", help_behavior_hint=_MODELS)] = None
+    """divides the logits; 0 takes the likeliest token"""
+    top_k: Annotated[int | None, arg(metavar="N", help_behavior_hint=_MODELS)] = None
+    """draw from the N likeliest tokens"""
+    top_p: Annotated[float | None, arg(metavar="X", help_behavior_hint=_MODELS)] = None
+    """draw from the likeliest tokens that make up this probability"""
+    guidance: Annotated[float | None, arg(metavar="X", help_behavior_hint=_MODELS)] = None
+    """classifier-free guidance scale; 1 draws without, at half the work"""
+
+    def settings(self, bundle) -> dict[str, Any]:
+        """The model's settings under these."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        settings = bundle.config.sampling | given
+        return settings | {"guidance": None} if settings.get("guidance") == 1 else settings
+
+
+Model = Annotated[str, arg(metavar="MODEL")]
+Out = Annotated[pathlib.Path, arg(metavar="DIR")]
+Seed = Annotated[int, arg(metavar="N")]
+Count = Annotated[int, arg(metavar="N")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Generate:
+    """Draw pictures from prompts."""
+
+    prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT...", help_behavior_hint="")] = ()
+    """what to draw, a sentence in quotes each; scenes knows things like "a red ball on gravel\""""
+    model: Model = "scenes"
+    """scenes, or the folder of a converted model"""
+    method: Annotated[str, arg(metavar="METHOD")] = "cascade"
+    """ar, eagle, lantern, lantern++, gsd or cascade"""
+    count: Count = 1
+    """pictures for each prompt"""
+    seed: Seed = 0
+    """picture i of a run depends on its prompt, i and this alone"""
+    out: Annotated[pathlib.Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """a .png file for one picture, or a folder (default: PROMPT.png here for one, the folder pictures for several)"""
+    json: bool = False
+    """print statistics as JSON, and nothing else"""
+    thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
+    draws: OmitArgPrefixes[Draws] = Draws()
+
+    def run(self, command: str) -> None:
+        with _input():
+            _at_least(1, count=self.count)
+            _check_seed(self.seed)
+            if not self.prompts:
+                raise ValueError('there is no prompt: try cascade-jax generate "a red ball on gravel"')
+            if not all(prompt.strip() for prompt in self.prompts):
+                raise ValueError("a prompt is empty")
+            from cascade_jax import methods
+
+            methods.check_name(self.method)
+            prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
+            paths = _picture_paths(prompts, self.out)
+        _set_up()
+        with _input():
+            bundle = _load(self.model)
+            encoded = bundle.encode(self.prompts)
+            settings = self.draws.settings(bundle)
+            sampling = _sampling(settings)
+            method = methods.method(self.method, bundle, **self.thresholds.given())
+            bundle.program(method.tree)
+
+        from cascade_jax.evaluation import files
+
+        encoded = [prompt for prompt in encoded for _ in range(self.count)]
+        pictures, seconds = [], 0.0
+        with _CompileClock() as compiling, _bar("drawing") as progress:
+            begin, compiled = time.perf_counter(), 0.0
+            for indices, drawn in methods.draw_all(bundle, method, encoded, self.seed, sampling, progress):
+                spent = time.perf_counter() - begin - (compiling.seconds - compiled)
+                seconds += spent
+                for row, i in enumerate(indices):
+                    note = {"Description": prompts[i], "Comment": f"{method.name}, seed {self.seed}, picture {i}"}
+                    files.write_png(paths[i], drawn.images[row], **note)
+                    figures = {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
+                    picture = {"prompt": prompts[i], "seed": self.seed, "number": i, "file": str(paths[i])}
+                    pictures.append({**picture, **figures, "seconds": spent / len(indices)})
+                begin, compiled = time.perf_counter(), compiling.seconds
+        if self.json:
+            report = {"model": self.model, "method": method.name, "tree": methods.tree_name(method.tree)}
+            report |= {"settings": method.settings, "sampling": settings}
+            report |= {"seconds": seconds, "compile_seconds": compiling.seconds, "pictures": pictures}
+            print(json.dumps(report, indent=2, ensure_ascii=False))
+            return
+        for p in pictures:
+            print(f"{p['file']}  {p['steps']} steps, alpha {p['alpha']:.2f}, {p['seconds']:.2f} s")
+        if compiling.seconds > 1:
+            _say(f"compiling took {compiling.seconds:.0f} s; the next run finds the programs in {_cache_folder()}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Compare:
+    """Draw the same prompts with several methods: table, report and a grid of pictures."""
+
+    model: Model = "scenes"
+    """scenes, or the folder of a converted model"""
+    methods: Annotated[str, arg(metavar="A,B,C")] = "ar,eagle,lantern,lantern++,gsd,cascade"
+    """methods; ar is always among them"""
+    prompts: Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """a text file with a prompt a line (default: captions of random scenes, for scenes)"""
+    count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all of the file's, or 8)")] = None
+    """prompts, each of which is drawn and timed alone; a file that has fewer is gone through again"""
+    quality: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: count)")] = None
+    """pictures a method to judge quality on; those beyond the timed ones are drawn in batches"""
+    seed: Seed = 0
+    """of the captions and the pictures"""
+    out: Out = pathlib.Path("comparison")
+    """receives report.json, report.md and grid.png"""
+    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
+    """a run of `scenes train judge`"""
+    thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
+    draws: OmitArgPrefixes[Draws] = Draws()
+
+    def run(self, command: str) -> None:
+        with _input():
+            _at_least(1, **{"count": self.count, "quality": self.quality})
+            _check_seed(self.seed)
+            from cascade_jax.evaluation import compare, files
+
+            given = None if self.prompts is None else compare.read_prompts(self.prompts)
+            names = _names(self.methods)
+            files.check_folder(self.out)
+        _set_up()
+        with _input():
+            bundle = _load(self.model)
+            count = self.count or (8 if given is None else len(given))
+            prompts = _prompts(bundle, given, max(count, self.quality or 0), self.seed)
+            settings = self.draws.settings(bundle)
+            sampling = _sampling(settings)
+            chosen = _methods(bundle, ["ar", *(name for name in names if name != "ar")], self.thresholds.given())
+            referee = _referee(bundle, self.judge)
+        with _bar("") as progress:
+            trials = compare.run(
+                bundle, chosen, prompts, timed=count, seed=self.seed, sampling=sampling, progress=_described(progress)
+            )
+        report = compare.build(
+            trials, prompts, referee, model=self.model, tree=self.thresholds.tree, seed=self.seed, sampling=settings,
+            command=command,
+        )  # fmt: skip
+        compare.write(self.out, trials, report, prompts)
+        _print(compare.table(report))
+        print(f"written to {self.out}: report.json, report.md, grid.png")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Find the trade-off between speed and quality over cascade's thresholds: table and figure, and the best choice."""
+
+    model: Model = "scenes"
+    """scenes, or the folder of such a model"""
+    trees: Annotated[tuple[str, ...], arg(metavar="TREE...")] = ("eagle25",)
+    """draft trees"""
+    tau_pos: Annotated[tuple[float, ...], arg(metavar="X...")] = (0.6, 0.75, 0.85, 0.95)
+    """thresholds between siblings"""
+    tau_seq: Annotated[tuple[float, ...], arg(metavar="X...")] = (0.5, 0.7, 0.9)
+    """thresholds between a token and its children"""
+    budget: Annotated[tuple[float, ...], arg(metavar="X...")] = (0.1, 0.25, 0.5)
+    """budgets"""
+    ledger: Annotated[tuple[str, ...], arg(metavar="LEDGER...")] = ("nominal", "coupled")
+    """ledgers"""
+    mass: Annotated[tuple[str, ...], arg(metavar="MASS...")] = ("current",)
+    """where the mass of children is read: current, next"""
+    references: Annotated[str, arg(metavar="A,B,C")] = "ar,eagle,lantern,lantern++,gsd"
+    """methods to hold the cascades against"""
+    count: Count = 64
+    """pictures a point"""
+    timed: Annotated[int, arg(metavar="N")] = 3
+    """pictures to time each program's steps with, at batch 1; 0 counts steps alone"""
+    seed: Seed = 0
+    """of the captions and the pictures"""
+    out: Out = pathlib.Path("sweep")
+    """receives sweep.json, sweep.md and sweep.png"""
+    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
+    """a run of `scenes train judge`"""
+
+    def run(self, command: str) -> None:
+        with _input():
+            _at_least(1, count=self.count)
+            _at_least(0, timed=self.timed)
+            _check_seed(self.seed)
+            from cascade_jax.evaluation import files, sweep
+
+            names = _names(self.references)
+            files.check_folder(self.out)
+        _set_up()
+        with _input():
+            bundle = _load(self.model)
+            prompts = _prompts(bundle, None, self.count, self.seed)
+            points = sweep.grid(
+                bundle, trees=self.trees, tau_pos=self.tau_pos, tau_seq=self.tau_seq, budgets=self.budget,
+                ledgers=self.ledger, masses=self.mass,
+            )  # fmt: skip
+            references = _methods(bundle, ["ar", *(name for name in names if name not in ("ar", "cascade"))], {})
+            _methods(bundle, ["cascade"], {})
+            referee = _referee(bundle, self.judge)
+
+        def progress(point, done, total):
+            quality = [f"{key} {point[key]:.3f}" for key in ("fidelity", "frechet") if point[key] is not None]
+            words = [f"alpha {point['alpha']:.2f}", *quality, f"divergence {point['divergence']:.3f}"]
+            _say(f"{done}/{total}  {sweep.label(point)} on {point['tree']}: {', '.join(words)}")
+
+        result = sweep.sweep(
+            bundle, points, references, prompts, referee=referee, seed=self.seed, timed=self.timed, progress=progress
+        )
+        sweep.write(self.out, result, command)
+        print(sweep.markdown(result, command))
+        if result["chosen"]:
+            print(sweep.config_line(result["chosen"]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a part of the embedded model: the tokenizer, then the target, then the drafter; and the judge."""
+
+    part: Annotated[Positional[str], arg(metavar="tokenizer|target|drafter|judge")]
+    """which part"""
+    out: Out = pathlib.Path("runs")
+    """the folder of all runs, each in a folder of the part's name; a run that stopped goes on"""
+    steps: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
+    """training steps"""
+    batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: the recipe's)")] = None
+    """pictures in a step"""
+    seed: Seed = 0
+    """of everything random"""
+    sequences: Annotated[int, arg(metavar="N")] = 4096
+    """drafter: pictures that the target draws for it to learn from"""
+
+    def run(self, command: str) -> None:
+        parts = {"tokenizer": _tokenizer, "target": _target, "drafter": _drafter, "judge": _judge}
+        with _input():
+            if self.part not in parts:
+                raise ValueError(f"unknown part {self.part!r}; known: {', '.join(parts)}")
+            _at_least(1, steps=self.steps, batch=self.batch, sequences=self.sequences)
+            _check_seed(self.seed)
+            from cascade_jax.evaluation import files
+
+            files.check_folder(self.out)
+            if not _installed("skimage"):
+                raise ValueError("training renders scenes, which needs scikit-image: pip install 'cascade_jax[scenes]'")
+        _set_up()
+        given = {"steps": self.steps, "batch": self.batch}
+        settings = {name: value for name, value in given.items() if value is not None}
+        with _input():  # a run with other settings, or a part that must be trained first
+            parts[self.part](self.out, {"seed": self.seed, **settings}, self)
+        print(f"trained: {self.out / self.part}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pack:
+    """Put finished runs together as the model that `--model scenes` loads."""
+
+    runs: Positional[Annotated[pathlib.Path, arg(metavar="DIR")]] = pathlib.Path("runs")
+    """the folder of all runs"""
+    out: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
+    """receives the model; the judge is put beside it"""
+
+    def run(self, command: str) -> None:
+        with _input():
+            from cascade_jax.evaluation import files
+            from cascade_jax.scenes import pack
+
+            out = pack.WEIGHTS if self.out is None else self.out
+            if not self.runs.is_dir():
+                raise ValueError(f"there is no folder {self.runs}: train the parts first (cascade-jax scenes train)")
+            files.check_folder(out)
+            pack.pack(self.runs, out)
+        print(f"packed: {out}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """Measure where the time goes: parts of a step, the loop, the memory's limit, batches."""
+
+    model: Model = "scenes"
+    """scenes, or the folder of a converted model"""
+    shapes: Annotated[str | None, arg(metavar="SHAPES", help_behavior_hint="")] = None
+    """instead of a model, random weights of published sizes: llamagen-xl"""
+    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    """of the weights"""
+    batch: Annotated[str, arg(metavar="N,N,...")] = "1,2,4,8,16"
+    """batch sizes"""
+    method: Annotated[str, arg(metavar="METHOD")] = "cascade"
+    """the speculative method"""
+    steps: Annotated[int, arg(metavar="N")] = 16
+    """steps to time"""
+    repeats: Annotated[int, arg(metavar="N")] = 5
+    """how often everything is timed"""
+    out: Out = pathlib.Path("bench")
+    """receives bench.json and bench.md"""
+    thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
+
+    def run(self, command: str) -> None:
+        with _input():
+            _at_least(1, steps=self.steps, repeats=self.repeats)
+            if not re.fullmatch(r"\d+(,\d+)*", self.batch):
+                raise ValueError(f"batch is a list of sizes such as 1,2,4, not {self.batch!r}")
+            batches = [int(size) for size in self.batch.split(",")]
+            _at_least(1, batch=min(batches))
+            if self.dtype not in (None, "float32", "bfloat16"):
+                raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+            from cascade_jax import methods
+            from cascade_jax.evaluation import bench, compare, files
+
+            methods.check_name(self.method)
+            files.check_folder(self.out)
+        _set_up()
+        with _input():
+            if self.shapes is None:
+                bundle = _load(self.model, self.dtype)
+            else:
+                bundle = bench.random_bundle(self.shapes, self.dtype)
+            if bundle.config.text == "scenes":
+                prompts = bundle.encode(compare.captions_for(max(batches), 0))
+            else:
+                prompts = bench.blank(bundle, max(batches))
+            method = methods.method(self.method, bundle, **self.thresholds.given())
+            bundle.program(method.tree)
+            bench.check_tree(method)
+        result = bench.bench(
+            bundle, method, prompts, name=self.shapes or self.model, batches=batches, steps=self.steps,
+            repeats=self.repeats, whole=self.shapes is None, progress=_say,
+        )  # fmt: skip
+        bench.write(self.out, result, command)
+        _print(*bench.tables(result))
+        print(f"written to {self.out}: bench.json, bench.md")
+
+
+def _scenes(
+    command: Annotated[Sweep, subcommand("sweep")]
+    | Annotated[Train, subcommand("train")]
+    | Annotated[Pack, subcommand("pack")],
+):
+    """Work on the embedded model: sweep, train, pack."""
+    return command
+
+
+_COMMANDS = {"generate": Generate, "compare": Compare, "bench": Bench, "scenes": _scenes}
+_DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
+
+
+def entry() -> int:
+    """The console script."""
+    return main(sys.argv[1:])
+
+
+def main(argv: list[str]) -> int:
+    """Runs a command; returns the exit status: 0, 2 for what cannot be done, 130 when interrupted."""
+    try:
+        command = _parse(argv)
+        if command is not None:
+            command.run(f"cascade-jax {shlex.join(argv)}")
+        return 0
+    except BadInput as error:
+        _say(f"cascade-jax: {error}")
+        return 2
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        _say(f"cascade-jax: {_line(error)}")
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parse(argv: list[str]):
+    """The command asked for; None if it was for help, which is printed."""
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.extras.subcommand_cli_from_dict(
+                _COMMANDS,
+                prog="cascade-jax",
+                description=_DESCRIPTION,
+                args=argv,
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.DisallowNone),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            return None
+        raise BadInput(_usage_error(errors.getvalue())) from None
+
+
+def _usage_error(text: str) -> str:
+    """tyro's box as one line: what is wrong, what there is instead, and where to find help."""
+    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│╭╰╮╯ ") for row in text.splitlines()[1:]]
+    paragraphs = [""]
+    for row in rows:
+        if re.fullmatch(r"[─-]*", row):
+            paragraphs.append("")
+        else:
+            paragraphs[-1] += f" {row}"
+    what, *rest = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph] or [text]
+    number = r"Error parsing (\S+): (?:no type .* from \[(.*)\]\.?|(?:invalid literal|could not convert) .*: (.*))"
+    if wrong := re.fullmatch(number, what):
+        what = f"{wrong[1]} takes a number, not {wrong[2] or wrong[3]}"
+        if wrong[3] and "int()" in text:
+            what = what.replace("a number", "a whole number")
+    instead = "".join(f". {paragraph}" for paragraph in rest if paragraph.startswith("Available subcommands"))
+    help_command = re.search(r"cascade-jax[\w -]*--help", " ".join(rest))
+    return f"{what.rstrip('.')}{instead} (see {help_command[0] if help_command else 'cascade-jax --help'})"
+
+
+@contextlib.contextmanager
+def _input():
+    """Turns errors in what was asked for into `BadInput`."""
+    try:
+        yield
+    except (ValueError, OverflowError, OSError) as error:
+        raise BadInput(_line(error)) from error
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _print(*renderables) -> None:
+    from rich.console import Console
+
+    console = Console() if sys.stdout.isatty() else Console(width=160)
+    for renderable in renderables:
+        console.print(renderable)
+
+
+def _at_least(low: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < low:
+            raise ValueError(f"{name} must be at least {low}, not {value}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and {2**32 - 1}, not {seed}")
+
+
+def _names(text: str) -> list[str]:
+    from cascade_jax import methods
+
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    for name in names:
+        methods.check_name(name)
+    return names
+
+
+def _methods(bundle, names: list[str], given: dict[str, Any]) -> list:
+    """Methods by name; every setting goes to those that take it, the tree to all but ar."""
+    from cascade_jax import methods
+
+    for setting in given:
+        if setting != "tree" and not any(setting in methods.takes(name) for name in names):
+            raise ValueError(f"none of {', '.join(names)} takes {setting}")
+    chosen = []
+    for name in names:
+        own = {k: v for k, v in given.items() if k in methods.takes(name) or (k == "tree" and name != "ar")}
+        chosen.append(methods.method(name, bundle, **own))
+        bundle.program(chosen[-1].tree)
+    return chosen
+
+
+def _load(model: str, dtype: str | None = None):
+    from cascade_jax import pipeline
+
+    return pipeline.load(model, dtype)
+
+
+def _sampling(settings: dict[str, Any]):
+    from cascade_jax.sampling import Sampling
+
+    return Sampling(**settings).checked()
+
+
+def _prompts(bundle, given: list[str] | None, count: int, seed: int) -> list[str]:
+    """`count` readable prompts: the given ones over and over, or captions of random scenes."""
+    from cascade_jax.evaluation import compare
+
+    if given is None:
+        if bundle.config.text != "scenes":
+            raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
+        return compare.captions_for(count, seed)
+    for number, prompt in enumerate(given, 1):
+        try:
+            bundle.encode([prompt])
+        except ValueError as error:
+            raise ValueError(f"prompt {number}, {prompt!r}: {error}") from error
+    return [given[i % len(given)] for i in range(count)]
+
+
+def _referee(bundle, folder: pathlib.Path | None):
+    from cascade_jax.evaluation import quality
+
+    return quality.load_referee(folder) if bundle.config.text == "scenes" else None
+
+
+def _picture_paths(prompts: list[str], out: pathlib.Path | None) -> list[pathlib.Path]:
+    """Where each picture goes, if that can be written."""
+    from cascade_jax.evaluation import files
+
+    slugs = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "picture" for prompt in prompts]
+    if len(prompts) == 1 and (out is None or out.suffix.lower() == ".png"):
+        path = pathlib.Path(f"{slugs[0]}.png") if out is None else out
+        files.check_file(path)
+        return [path]
+    if out is not None and out.suffix.lower() == ".png":
+        raise ValueError(f"{out} is one picture, and {len(prompts)} are asked for: give a folder")
+    if out is not None and out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise ValueError(f"pictures are written as PNG: --out ends in .png or is a folder, not {out}")
+    folder = pathlib.Path("pictures") if out is None else out
+    files.check_folder(folder)
+    paths = [folder / f"{slug}-{number}.png" for number, slug in enumerate(slugs)]
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder")
+    return paths
+
+
+def _set_up() -> None:
+    """Quiet libraries, and a folder for compiled programs, before anything is compiled."""
+    import logging
+    import warnings
+
+    import jax
+
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    folder = _cache_folder()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the many small ones add up to seconds
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _cache_folder() -> pathlib.Path:
+    if own := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        return pathlib.Path(own)
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return pathlib.Path(home if os.path.isabs(home) else pathlib.Path.home() / ".cache") / "cascade_jax" / "xla"
+
+
+class _CompileClock:
+    """Seconds spent on tracing and compiling, or on reading compiled programs, inside the block so far."""
+
+    def __init__(self):
+        self._spans: list[tuple[float, float]] = []
+
+    @property
+    def seconds(self) -> float:
+        return sum(end - begin for begin, end in self._spans)
+
+    def __enter__(self):
+        import jax
+
+        jax.monitoring.register_event_duration_secs_listener(self._add)
+        return self
+
+    def __exit__(self, *_):
+        import jax
+
+        jax.monitoring.unregister_event_duration_listener(self._add)
+
+    def _add(self, event: str, seconds: float, **_):
+        if not event.startswith("/jax/core/compile/"):
+            return
+        end = time.perf_counter()
+        begin = end - seconds
+        while self._spans and self._spans[-1][0] >= begin:  # inner spans end first: the outer one holds them
+            self._spans.pop()
+        self._spans.append((max(begin, self._spans[-1][1]) if self._spans else begin, end))
+
+
+@contextlib.contextmanager
+def _bar(title: str):
+    """A progress bar on stderr, if a person looks at it: a function of (done, total) and perhaps a new title."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total, title=title: progress.update(task, completed=done, total=total, description=title)
+
+
+def _described(progress):
+    return lambda what, done, total: progress(done, total, what)
+
+
+def _installed(module: str) -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec(module) is not None
+
+
+def _tokenizer(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
+    from cascade_jax.scenes import tokenizer
+
+    tokenizer.train_tokenizer(runs / "tokenizer", **settings)
+
+
+def _target(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
+    from cascade_jax.scenes import target, tokenizer
+
+    target.train_target(runs / "target", tokenizer.load_tokenizer(runs / "tokenizer"), **settings)
+
+
+def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
+    from cascade_jax.bundle import default_sampling
+    from cascade_jax.scenes import drafter, pack
+
+    bundle = pack.from_runs(runs, drafter=False)
+    sampling = default_sampling(bundle.config)
+    data = drafter.distill(
+        bundle, runs / "distilled", count=command.sequences, batch=16, seed=command.seed, sampling=sampling, log=_say
+    )
+    drafter.train_drafter(runs / "drafter", bundle, data, guidance=sampling.guidance, **settings)
+
+
+def _judge(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
+    from cascade_jax.evaluation import quality
+    from cascade_jax.scenes import judge, tokenizer
+
+    judge.train_judge(runs / "judge", tokenizer=tokenizer.load_tokenizer(runs / "tokenizer"), **settings)
+    quality.write_reference(runs / "judge")

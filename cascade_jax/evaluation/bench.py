@@ -1,0 +1,384 @@
+"""Where the time goes: each part of a step, the loop around them, the memory's limit, and batches.
+
+Parts are jitted apart and run one after the other on the very states that the loop goes through, so that their sum and
+the loop's time are of the same steps with the same random numbers.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import time
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.table import Table
+
+from cascade_jax import decode
+from cascade_jax import draft as drafting
+from cascade_jax import methods as by_name
+from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
+from cascade_jax.evaluation import files
+from cascade_jax.evaluation.compare import machine
+from cascade_jax.methods import Method
+from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.models.llamagen import LlamaGen, preset
+from cascade_jax.models.vq import DS16, VQModel
+from cascade_jax.tree import EAGLE_25, LANTERNPP_57, ROOT, Tree, chain
+
+SIZES = (ROOT, chain(5), chain(9), EAGLE_25, LANTERNPP_57)  # 1, 6, 10, 26 and 58 nodes
+SHAPES = ("llamagen-xl",)
+PARTS = ("draft", "target", "verify", "commit")
+
+
+def random_bundle(shapes: str, dtype=None) -> Bundle:
+    """A model with random weights of published sizes, for measuring alone; "llamagen-xl" draws 512 x 512 pixels.
+
+    Raises:
+      ValueError: for other names, or if there is not enough memory.
+    """
+    if shapes not in SHAPES:
+        raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
+    target = preset("XL", image_tokens=1024)
+    drafter = EagleConfig(
+        target.block.__class__(**{**vars(target.block), "input_norm": False}),
+        grid=target.grid,
+        condition_slots=target.condition_tokens - 1,
+    )
+    config = Config("llamagen", target, drafter, DS16, sampling={"temperature": 1.0, "top_k": 2000, "guidance": 3.0})
+    if dtype is None:
+        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    makers = {"target": (LlamaGen, target), "drafter": (Eagle1, drafter), "vq": (VQModel, config.vq)}
+    skeleton = {
+        name: nnx.state(nnx.eval_shape(lambda make=make, sizes=sizes: make(sizes, rngs=nnx.Rngs(0))))
+        for name, (make, sizes) in makers.items()
+    }
+    needed = _bytes(skeleton, dtype)
+    if needed > 0.8 * free_memory():
+        raise ValueError(
+            f"{shapes} needs {needed / 1e9:.1f} GB, and {free_memory() / 1e9:.1f} GB are free: try --dtype bfloat16"
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def fill(shape, key):
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
+    def leaf(path, x):
+        if "scale" in jax.tree_util.keystr(path):
+            return jnp.ones(x.shape, dtype)
+        return fill(x.shape, jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())))
+
+    return Bundle(config, {"text": None, **jax.tree_util.tree_map_with_path(leaf, skeleton)})
+
+
+def bench(
+    bundle: Bundle,
+    method: Method,
+    prompts: Sequence[str | Prompt],
+    *,
+    name: str,
+    batches: Sequence[int] = (1, 2, 4, 8, 16),
+    steps: int = 16,
+    repeats: int = 5,
+    whole: bool = True,
+    progress: Callable[[str], None] = lambda what: None,
+) -> dict[str, Any]:
+    """Measures a model.
+
+    Args:
+      method: the speculative method; its tree is static.
+      prompts: as many as the largest batch.
+      steps: steps to time the loop and its parts with.
+      repeats: how often everything is timed; medians are reported.
+      whole: draw whole pictures for the batches. Otherwise, as random weights ask for, AR's rate is reckoned from the
+        time of its steps and the speculative method's is left out.
+
+    Returns:
+      All times in seconds: {"model", "machine", "dtype", "tree", "prefill", "parts": {part: time}, "sum", "loop",
+      "overhead": loop / sum - 1, "target_pass": [{"nodes", "seconds", "ratio"}], "vq", "ar": {"step", "weight_bytes",
+      "bandwidth" (bytes/s), "read", "ratio"}, "batches": [{"batch", METHOD: {"step", "pictures_per_second"}}]}.
+    """
+    sampling = default_sampling(bundle.config).checked()
+    check_tree(method)
+    progress("the parts of a step")
+    result = {
+        "model": name,
+        "machine": machine(),
+        "dtype": str(jax.tree.leaves(bundle.params["target"])[0].dtype),
+        "method": method.name,
+        "tree": by_name.tree_name(method.tree),
+        **_parts(bundle, method, prompts[:1], sampling, steps, repeats),
+    }
+    progress("the target by tree size")
+    result["target_pass"] = _target_passes(bundle, prompts[:1], sampling, repeats)
+    progress("the memory's limit")
+    strict = by_name.method("ar", bundle)
+    step = _loop(bundle, strict, prompts[:1], sampling, steps, repeats)["step"]
+    weights, speed = _weight_bytes(bundle), bandwidth()
+    read = weights / speed
+    result["ar"] = {"step": step, "weight_bytes": weights, "bandwidth": speed, "read": read, "ratio": step / read}
+    result["batches"] = []
+    for batch in batches:
+        progress(f"batch {batch}")
+        if (needed := _cache_bytes(bundle, batch)) > 0.5 * free_memory():
+            result["batches"].append({"batch": batch, "skipped": f"its caches need {needed / 1e9:.1f} GB"})
+            continue
+        row = {"batch": batch}
+        for chosen in (strict, method):
+            row[chosen.name] = _rate(bundle, chosen, prompts[:batch], sampling, steps, repeats, whole)
+        result["batches"].append(row)
+    return result
+
+
+def check_tree(method: Method) -> None:
+    """Raises a ValueError unless the method drafts on a static tree."""
+    if not isinstance(method.tree, Tree) or not method.tree.depth:
+        raise ValueError(f"bench takes a method with a static draft tree, not {method.name}: give another, or --tree")
+
+
+def blank(bundle: Bundle, count: int) -> list[Prompt]:
+    """Encoded prompts without meaning."""
+    config = bundle.config.target
+    if config.classes is not None:
+        return [Prompt(ids=jnp.int32(0))] * count
+    return [Prompt(features=jnp.zeros((config.condition_tokens, config.caption_dim)))] * count
+
+
+def bandwidth(size: int = 2**28) -> float:
+    """The memory's speed in bytes per second: the best of reading, and of copying, an array of `size` bytes."""
+    x = jnp.ones((256, size // 4 // 256), jnp.float32)
+    reads = _seconds(jax.jit(lambda x: jnp.sum(x, axis=1)), x, repeats=8, best=True)
+    copies = _seconds(jax.jit(lambda x: x + 1), x, repeats=8, best=True)
+    return max(size / reads, 2 * size / copies)
+
+
+def free_memory() -> float:
+    """Bytes of free memory on the default device; infinite where that cannot be told."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    meminfo = pathlib.Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
+        return float(next(lines).split()[1]) * 1024
+    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    return float("inf")
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _draft(program, params, memory, state, sampling):
+    target, drafter = nnx.merge(program.target, params["target"]), nnx.merge(program.drafter, params["drafter"])
+    keys = jax.vmap(decode._draft_key)(jax.vmap(jax.random.fold_in)(state.keys, state.stats.steps))
+    return drafting.draft(drafter, target, program.tree, memory, keys, sampling, state.count, program.layout)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _target(program, params, state, drafted, sampling):
+    return decode._target_pass(program, nnx.merge(program.target, params["target"]), state, drafted, sampling)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _verify(program, state, drafted, logits, features, rule, sampling):
+    keys = jax.vmap(decode._verify_key)(jax.vmap(jax.random.fold_in)(state.keys, state.stats.steps))
+    return decode._verdicts(program, keys, drafted, logits, features, rule, sampling)
+
+
+_commit = jax.jit(decode._commit, static_argnums=0, donate_argnums=(1, 3))
+
+
+def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
+    program = bundle.program(method.tree)
+    params = bundle.decoding_params(program)
+    times: dict[str, list[float]] = {part: [] for part in PARTS}
+    prefills, loops = [], []
+    for repeat in range(repeats + 1):  # the first compiles and is dropped
+        begin = time.perf_counter()
+        state = _start(bundle, method, prompts, sampling)
+        prefill = time.perf_counter() - begin
+        seconds, taken = _timed_loop(program, params, state, method.rule, sampling, steps)
+        state = _start(bundle, method, prompts, sampling)
+        spent = dict.fromkeys(PARTS, 0.0)
+
+        def clocked(part, function, *args, spent=spent):
+            begin = time.perf_counter()
+            out = jax.block_until_ready(function(*args))
+            spent[part] += time.perf_counter() - begin
+            return out
+
+        for _ in range(taken):
+            memory, state = state.drafter, state.replace(drafter=None)
+            drafted, memory = clocked("draft", _draft, program, params, memory, state, sampling)
+            features, logits, fresh = clocked("target", _target, program, params, state, drafted, sampling)
+            verdict = clocked("verify", _verify, program, state, drafted, logits, features, method.rule, sampling)
+            state = clocked("commit", _commit, program, state, drafted, memory, features, fresh, verdict)
+        if repeat:
+            prefills.append(prefill)
+            loops.append(seconds / taken)
+            for part in PARTS:
+                times[part].append(spent[part] / taken)
+    parts = {part: float(np.median(seconds)) for part, seconds in times.items()}
+    sums = np.sum(list(times.values()), axis=0)
+    return {
+        "prefill": float(np.median(prefills)),
+        "parts": parts,
+        "sum": float(np.median(sums)),
+        "loop": float(np.median(loops)),
+        "overhead": float(np.median(np.array(loops) / sums) - 1),
+    }
+
+
+def _target_passes(bundle, prompts, sampling, repeats) -> list[dict[str, float]]:
+    rows = []
+    for tree in SIZES:
+        program = bundle.program(tree)
+        state = _start(bundle, Method("", None, tree), prompts, sampling)
+        drafted = drafting.Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
+        state, params = state.replace(drafter=None), bundle.decoding_params(program)
+        seconds = _seconds(functools.partial(_target, program), params, state, drafted, sampling, repeats=4 * repeats)
+        rows.append({"nodes": tree.num_nodes, "seconds": seconds})
+    return [row | {"ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
+
+
+def _loop(bundle, method, prompts, sampling, steps, repeats) -> dict[str, float]:
+    """Medians of the prefill and of a step of the loop."""
+    program = bundle.program(method.tree)
+    params = bundle.decoding_params(program)
+    prefills, loops = [], []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        state = _start(bundle, method, prompts, sampling)
+        prefills.append(time.perf_counter() - begin)
+        seconds, taken = _timed_loop(program, params, state, method.rule, sampling, steps)
+        loops.append(seconds / taken)
+    return {"prefill": float(np.median(prefills[1:])), "step": float(np.median(loops[1:]))}
+
+
+def _rate(bundle, method, prompts, sampling, steps, repeats, whole) -> dict[str, float]:
+    times = _loop(bundle, method, prompts, sampling, steps, repeats)
+    if whole:
+        keys = by_name.picture_keys(0, range(len(prompts)))
+        encoded = bundle.encode(prompts)
+        draw = functools.partial(by_name.draw, bundle, method, encoded, keys, sampling)
+        return {"step": times["step"], "pictures_per_second": len(prompts) / _seconds(draw, repeats=min(repeats, 3))}
+    if method.tree.depth:
+        return {"step": times["step"], "pictures_per_second": None}
+    pixels = _seconds(bundle.images, jnp.zeros((len(prompts), bundle.length), jnp.int32), repeats=2)
+    total = times["prefill"] + (bundle.length - 1) * times["step"] + pixels
+    return {"step": times["step"], "pictures_per_second": len(prompts) / total}
+
+
+def _start(bundle, method, prompts, sampling) -> decode.DecodeState:
+    program = bundle.program(method.tree)
+    prefix = bundle.prefix(bundle.encode(prompts), guided=sampling.guidance is not None)
+    keys = by_name.picture_keys(0, range(len(prompts)))
+    return jax.block_until_ready(decode.prefill_jit(program, bundle.decoding_params(program), prefix, keys, sampling))
+
+
+def _timed_loop(program, params, state, rule, sampling, steps) -> tuple[float, int]:
+    begin = time.perf_counter()
+    state = jax.block_until_ready(decode.run_jit(program, params, state, rule, sampling, steps))
+    return time.perf_counter() - begin, max(int(np.max(state.stats.steps)), 1)
+
+
+def _seconds(function, *args, repeats: int, best: bool = False) -> float:
+    """Median time of a call, or the best, after one that is not counted."""
+    times = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(function(*args))
+        times.append(time.perf_counter() - begin)
+    return float(min(times[1:]) if best else np.median(times[1:]))
+
+
+def _weight_bytes(bundle) -> int:
+    """Bytes of the target's weights that a step reads: all but embeddings and the caption's network."""
+    skipped = ("embedding", "caption", "label")
+    leaves = jax.tree_util.tree_leaves_with_path(bundle.params["target"])
+    return sum(x.nbytes for path, x in leaves if not any(name in jax.tree_util.keystr(path) for name in skipped))
+
+
+def _cache_bytes(bundle, batch: int) -> int:
+    """Bytes of the target's keys and values for a guided batch."""
+    block = bundle.config.target.block
+    slots = bundle.config.target.condition_tokens + bundle.length + 64
+    size = jax.tree.leaves(bundle.params["target"])[0].dtype.itemsize
+    return 2 * batch * bundle.config.target.layers * 2 * block.kv_heads * block.head_dim * slots * size
+
+
+def _bytes(tree, dtype) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree)) * jnp.dtype(dtype).itemsize
+
+
+def _pairs(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """The result's single figures, named, as text."""
+    ms = lambda seconds: f"{1e3 * seconds:.2f} ms"
+    ar = result["ar"]
+    return [
+        ("prefill", ms(result["prefill"])),
+        *((part, ms(seconds)) for part, seconds in result["parts"].items()),
+        ("sum of the parts", ms(result["sum"])),
+        ("a step of the loop", f"{ms(result['loop'])} ({100 * result['overhead']:+.1f} %)"),
+        *(
+            (f"target, {row['nodes']} node{'s' * (row['nodes'] > 1)}", f"{ms(row['seconds'])} ({row['ratio']:.2f}x)")
+            for row in result["target_pass"]
+        ),
+        ("AR step", ms(ar["step"])),
+        (
+            f"reading {ar['weight_bytes'] / 1e6:.0f} MB of weights at {ar['bandwidth'] / 1e9:.1f} GB/s",
+            f"{ms(ar['read'])} (an AR step takes {ar['ratio']:.1f}x)",
+        ),
+    ]
+
+
+def _batch_rows(result: dict[str, Any]) -> list[list[str]]:
+    """A head, then step times and pictures per second by batch."""
+    names = ("ar", result["method"])
+    table = [["batch", *(f"{name} {what}" for name in names for what in ("step", "pictures/s", "against batch 1"))]]
+    first = next((row for row in result["batches"] if "skipped" not in row), None)
+    for row in result["batches"]:
+        if "skipped" in row:
+            table.append([str(row["batch"]), row["skipped"], *[""] * 5])
+            continue
+        cells = [str(row["batch"])]
+        for name in names:
+            rate = row[name]["pictures_per_second"]
+            against = "–" if rate is None else f"{rate / first[name]['pictures_per_second']:.2f}x"
+            cells += [f"{1e3 * row[name]['step']:.2f} ms", "–" if rate is None else f"{rate:.3g}", against]
+        table.append(cells)
+    return table
+
+
+def tables(result: dict[str, Any]) -> list[Table]:
+    """The result for a terminal."""
+    title = f"{result['model']}, {result['dtype']}, {result['tree']}, on {result['machine']['device']}"
+    parts = Table("", "", title=title)
+    for pair in _pairs(result):
+        parts.add_row(*pair)
+    head, *body = _batch_rows(result)
+    batches = Table(*head)
+    for row in body:
+        batches.add_row(*row)
+    return [parts, batches]
+
+
+def markdown(result: dict[str, Any], command: str) -> str:
+    """The result as Markdown."""
+    head, *body = _batch_rows(result)
+    lines = [f"# {result['model']}: where the time goes", "", f"    {command}", ""]
+    lines += [f"{result['dtype']}, tree {result['tree']}, on {result['machine']['device']}; batch 1 unless said.", ""]
+    lines += ["| part | time |", "|---|---:|", *(f"| {name} | {figure} |" for name, figure in _pairs(result)), ""]
+    lines += [f"| {' | '.join(row)} |" for row in (head, ["---:"] * len(head), *body)]
+    return "\n".join(lines) + "\n"
+
+
+def write(folder: pathlib.Path, result: dict[str, Any], command: str) -> None:
+    """Writes bench.json and bench.md, both or none."""
+    with files.published(folder) as temporary:
+        (temporary / "bench.json").write_text(json.dumps({"command": command, **result}, indent=2) + "\n")
+        (temporary / "bench.md").write_text(markdown(result, command))

@@ -1,0 +1,66 @@
+"""Puts finished training runs together as the bundle and the judge that ship inside the package."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+
+from cascade_jax import bundle
+from cascade_jax.bundle import Bundle, Config, replaced
+from cascade_jax.models.eagle import Eagle1
+from cascade_jax.scenes import target as target_recipe
+from cascade_jax.scenes import tokenizer as tokenizer_recipe
+from cascade_jax.scenes.drafter import drafter_config
+from cascade_jax.scenes.judge import load_judge
+from cascade_jax.training import loop
+
+WEIGHTS = pathlib.Path(__file__).parent / "weights"
+SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 3.0}
+
+
+def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
+    """The scenes bundle as it stands in a directory of runs: tokenizer, target, and the drafter if it is trained."""
+    runs = pathlib.Path(runs)
+    sharpened = (runs / "tokenizer" / "sharpened").is_dir()
+    vq = nnx.split(tokenizer_recipe.load_tokenizer(runs / "tokenizer", sharpened=sharpened))[1]
+    config = target_recipe.TARGET
+    _, template = nnx.split(nnx.eval_shape(lambda: target_recipe.LlamaGen(config, rngs=nnx.Rngs(0))))
+    table = jax.ShapeDtypeStruct((target_recipe.captions.NUM_IDS, config.caption_dim), jnp.float32)
+    trained = loop.restore(runs / "target", {"target": template, "text": table})
+    params = {"target": trained["target"], "text": trained["text"], "vq": vq, "drafter": None}
+    eagle = drafter_config(config) if drafter else None
+    if drafter:
+        _, template = nnx.split(nnx.eval_shape(lambda: Eagle1(eagle, rngs=nnx.Rngs(0))))
+        params["drafter"] = loop.restore(runs / "drafter", template)
+    settings = {
+        name: json.loads((runs / name / "settings.json").read_text())
+        for name in ("target", "drafter")
+        if (runs / name / "settings.json").exists()
+    }
+    origin = {"recipe": "cascade-jax scenes train", "settings": settings}
+    return Bundle(Config("llamagen", config, eagle, tokenizer_recipe.TOKENIZER, "scenes", SAMPLING, {}, origin), params)
+
+
+def pack(runs: str | pathlib.Path, out: str | pathlib.Path = WEIGHTS, *, cascade: dict | None = None) -> None:
+    """Writes `out`, the bundle that `load("scenes")` reads, and the judge beside it, from a directory of runs.
+
+    Args:
+      runs: holds tokenizer/, target/, drafter/ and judge/ as the recipes left them.
+      cascade: default settings of the cascade method; None keeps those of a bundle that is there.
+    """
+    runs, out = pathlib.Path(runs), pathlib.Path(out)
+    if cascade is None and (out / "config.json").exists():
+        cascade = bundle.read_config(out).cascade
+    packed = from_runs(runs)
+    config = dataclasses.replace(packed.config, cascade=cascade or {})
+    bundle.save(out, config, packed.params)
+    with replaced(out.with_name("judge_weights")) as temporary:
+        state = bundle.plain(nnx.state(load_judge(runs / "judge")))
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(temporary / "params", jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
+        shutil.copy(runs / "judge" / "reference.npz", temporary / "reference.npz")
