@@ -223,8 +223,7 @@ class Bounded:
         wish, gained, _ = self.rule.decide(jnp.zeros_like(spent), target, draft, offer)
         left = jnp.maximum(self.budget - spent, 0.0)
         granted = jnp.clip(wish, strict - left, strict + left)
-        # the part of the added mass that was made use of
-        used = jnp.where(granted < wish, jnp.maximum(granted * draft - target, 0.0), gained)
+        used = jnp.minimum(gained, jnp.maximum(granted * draft - target, 0.0))  # of the added mass, what took effect
         return granted, used, spent + jnp.abs(granted - strict)
 
 
@@ -276,7 +275,7 @@ def cascade(
     budget = _within("budget", budget, 0.0, float("inf"))
     taus = _within("tau_pos", tau_pos, -1.0, float("inf")), _within("tau_seq", tau_seq, -1.0, float("inf"))
     if ledger == "coupled":
-        return Bounded(Cascade(*taus, jnp.float32(np.inf), mass), budget)
+        return Bounded(Cascade(*taus, jnp.full_like(budget, jnp.inf), mass), budget)
     return Cascade(*taus, budget, mass)
 
 

@@ -288,7 +288,7 @@ class Train:
     """pictures in a step"""
     seed: Seed = 0
     """of everything random"""
-    sequences: Annotated[int, arg(metavar="N")] = 4096
+    sequences: Annotated[int, arg(metavar="N")] = 1536
     """drafter: pictures that the target draws for it to learn from"""
 
     def run(self, command: str) -> None:
@@ -406,6 +406,8 @@ _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding o
 
 def entry() -> int:
     """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")  # a terminal that lacks a letter is no reason to fail
     return main(sys.argv[1:])
 
 
@@ -530,12 +532,18 @@ def _methods(bundle, names: list[str], given: dict[str, Any]) -> list:
 def _load(model: str, dtype: str | None = None):
     from cascade_jax import pipeline
 
-    return pipeline.load(model, dtype)
+    try:
+        return pipeline.load(model, dtype)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the model {model} makes no sense: {type(error).__name__}: {error}") from error
 
 
 def _sampling(settings: dict[str, Any]):
     from cascade_jax.sampling import Sampling
 
+    known = [field.name for field in dataclasses.fields(Sampling)]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"the model's config.json has unknown sampling settings: {', '.join(unknown)}")
     return Sampling(**settings).checked()
 
 
@@ -558,7 +566,14 @@ def _prompts(bundle, given: list[str] | None, count: int, seed: int) -> list[str
 def _referee(bundle, folder: pathlib.Path | None):
     from cascade_jax.evaluation import quality
 
-    return quality.load_referee(folder) if bundle.config.text == "scenes" else None
+    if bundle.config.text != "scenes":
+        return None
+    referee = quality.load_referee(folder)
+    if referee is None:
+        _say("the package comes without a judge, so that fidelity stays unknown: give one with --judge DIR")
+    elif referee.mean is None:
+        _say("the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'")
+    return referee
 
 
 def _picture_paths(prompts: list[str], out: pathlib.Path | None) -> list[pathlib.Path]:
@@ -681,7 +696,7 @@ def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> No
     bundle = pack.from_runs(runs, drafter=False)
     sampling = default_sampling(bundle.config)
     data = drafter.distill(
-        bundle, runs / "distilled", count=command.sequences, batch=16, seed=command.seed, sampling=sampling, log=_say
+        bundle, runs / "distilled", count=command.sequences, batch=32, seed=command.seed, sampling=sampling, log=_say
     )
     drafter.train_drafter(runs / "drafter", bundle, data, guidance=sampling.guidance, **settings)
 

@@ -17,7 +17,7 @@ from flax import struct
 
 from cascade_jax import cache as kv
 from cascade_jax.cache import Context, Segment
-from cascade_jax.sampling import Layout, Sampling, draw_distinct, guide, warp_logits
+from cascade_jax.sampling import Layout, Sampling, distinct, guide, warp_logits
 from cascade_jax.tree import DynamicTree, Topology, Tree
 
 
@@ -120,7 +120,7 @@ def _fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head,
     root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)[:, 0]
     tokens = [None] * tree.num_nodes
     tokens[0] = root
-    hiddens, probs, tree_cache, placed = {0: hidden}, [], None, []
+    hiddens, probs, tree_cache, placed, noise = {0: hidden}, [], None, [], None
     children = tree.topology.children
 
     for depth, level in enumerate(tree.levels[:-1]):
@@ -132,8 +132,11 @@ def _fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head,
         log_probs = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
         probs.append(jnp.exp(log_probs))
         width = max(int(np.sum(children[node] >= 0)) for node in parents)
-        node_keys = jax.vmap(lambda key: jax.random.split(jax.random.fold_in(key, depth), len(parents)))(keys)
-        drawn = jax.vmap(jax.vmap(lambda k, lp: draw_distinct(k, lp, width, greedy)))(node_keys, log_probs)
+        if noise is None:  # all of the step's noise at once: one generator call instead of one a level
+            shape = (len(tree.inner), log_probs.shape[-1])
+            noise = jnp.where(greedy, 0.0, jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys))
+        first = tree.inner.index(parents[0])
+        drawn = distinct(log_probs + noise[:, first : first + len(parents)], width)
         for i, node in enumerate(parents):
             for rank, child in enumerate(children[node][children[node] >= 0]):
                 tokens[child] = drawn[:, i, rank]

@@ -245,6 +245,8 @@ def _defaults(name: str, bundle: Bundle) -> dict[str, Any]:
             return {"group": min(25, codes)}
         case "cascade":
             usual = {"tau_pos": 0.85, "tau_seq": 0.5, "budget": 0.5, "ledger": "nominal", "mass": "current"}
+            if unknown := bundle.config.cascade.keys() - usual.keys() - {"tree"}:
+                raise ValueError(f"the model's config.json has unknown cascade settings: {', '.join(sorted(unknown))}")
             return usual | bundle.config.cascade
     return {}
 

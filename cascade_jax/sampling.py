@@ -45,11 +45,9 @@ class Sampling:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if self.guidance is not None and not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be at least 0, not {self.guidance}")
-        kept = dataclasses.replace(self, top_p=None if self.top_p == 1 else self.top_p)
-        return jax.tree.map(lambda x: jnp.asarray(x, jnp.int32 if isinstance(x, int) else jnp.float32), kept).replace(
-            temperature=jnp.float32(self.temperature),
-            guidance=None if self.guidance is None else jnp.float32(self.guidance),
-        )
+        top_p = None if self.top_p == 1 else self.top_p
+        floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.replace(top_k=None, top_p=top_p))
+        return floats.replace(top_k=None if self.top_k is None else jnp.asarray(self.top_k, jnp.int32))
 
 
 def guide(logits: jax.Array, guidance: jax.Array | None) -> jax.Array:
@@ -102,8 +100,8 @@ def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
 def in_nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
     """Which tokens top-p keeps, bool [..., V]: sorted ascending, those beyond a cumulative mass of 1 - p.
 
-    Ties are kept in transformers' order: a stable ascending sort, of which the tail survives. The likeliest token always
-    survives.
+    Ties are kept in transformers' order: a stable ascending sort, of which the tail survives. The likeliest token
+    always survives.
     """
     order = jnp.argsort(logits, axis=-1, stable=True)
     mass = jnp.cumsum(jax.nn.softmax(jnp.take_along_axis(logits, order, axis=-1), axis=-1), axis=-1)
@@ -140,16 +138,18 @@ def draw(key: jax.Array, probs: jax.Array) -> jax.Array:
     return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
 
 
-def draw_distinct(key: jax.Array, log_probs: jax.Array, count: int, greedy: jax.Array | bool = False) -> jax.Array:
-    """`count` tokens int [count] drawn one after the other without replacement (Gumbel top-k), in the order drawn.
+def draw_distinct(key: jax.Array, log_probs: jax.Array, count: int) -> jax.Array:
+    """`count` tokens int [count] drawn one after the other without replacement from log probabilities [V].
 
-    Args:
-      log_probs: [V]; -inf is never drawn.
-      greedy: take the likeliest tokens, likeliest first, instead of drawing.
-
-    Returns:
-      The tokens; -1 where fewer than `count` have positive probability.
+    Tokens come in the order drawn; -1 where fewer than `count` have positive probability. This is Gumbel top-k.
     """
-    noise = jnp.where(greedy, 0.0, jax.random.gumbel(key, log_probs.shape))
-    values, tokens = jax.lax.top_k(log_probs + noise, count)
+    return distinct(log_probs + jax.random.gumbel(key, log_probs.shape), count)
+
+
+def distinct(scores: jax.Array, count: int) -> jax.Array:
+    """The `count` best tokens int [..., count] by score [..., V], best first; -1 in place of those that score -inf.
+
+    With Gumbel noise added to log probabilities these are draws without replacement; without, the likeliest tokens.
+    """
+    values, tokens = jax.lax.top_k(scores, count)
     return jnp.where(jnp.isfinite(values), tokens, -1).astype(jnp.int32)

@@ -380,5 +380,6 @@ def markdown(result: dict[str, Any], command: str) -> str:
 def write(folder: pathlib.Path, result: dict[str, Any], command: str) -> None:
     """Writes bench.json and bench.md, both or none."""
     with files.published(folder) as temporary:
-        (temporary / "bench.json").write_text(json.dumps({"command": command, **result}, indent=2) + "\n")
-        (temporary / "bench.md").write_text(markdown(result, command))
+        stored = json.dumps({"command": command, **result}, indent=2)
+        (temporary / "bench.json").write_text(stored + "\n", encoding="utf-8")
+        (temporary / "bench.md").write_text(markdown(result, command), encoding="utf-8")

@@ -324,8 +324,9 @@ def picture_grid(trials: dict[str, Trial], report: dict[str, Any], prompts: Sequ
 def write(folder: pathlib.Path, trials: dict[str, Trial], report: dict[str, Any], prompts: Sequence[str]) -> None:
     """Writes report.json, report.md and grid.png, all or none."""
     with files.published(folder) as temporary:
-        (temporary / "report.json").write_text(json.dumps(report, indent=2, ensure_ascii=False) + "\n")
-        (temporary / "report.md").write_text(markdown(report))
+        stored = json.dumps(report, indent=2, ensure_ascii=False)
+        (temporary / "report.json").write_text(stored + "\n", encoding="utf-8")
+        (temporary / "report.md").write_text(markdown(report), encoding="utf-8")
         picture_grid(trials, report, prompts).save(temporary / "grid.png")
 
 

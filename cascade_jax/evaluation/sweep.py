@@ -230,7 +230,7 @@ def figure(result: dict[str, Any]):
 def write(folder: pathlib.Path, result: dict[str, Any], command: str) -> None:
     """Writes sweep.json, sweep.md and sweep.png, all or none."""
     with files.published(folder) as temporary:
-        stored = {"command": command, **result}
-        (temporary / "sweep.json").write_text(json.dumps(stored, indent=2, ensure_ascii=False) + "\n")
-        (temporary / "sweep.md").write_text(markdown(result, command))
+        stored = json.dumps({"command": command, **result}, indent=2, ensure_ascii=False)
+        (temporary / "sweep.json").write_text(stored + "\n", encoding="utf-8")
+        (temporary / "sweep.md").write_text(markdown(result, command), encoding="utf-8")
         figure(result).savefig(temporary / "sweep.png", dpi=130)

@@ -98,7 +98,14 @@ def drafter_loss(graph, target_graph, drafter_params, batch, key, *, noise: floa
 
 
 def train_drafter(
-    folder, bundle: Bundle, data: dict[str, np.ndarray], *, steps: int = 1500, batch: int = 8, seed: int = 0, guidance: float
+    folder,
+    bundle: Bundle,
+    data: dict[str, np.ndarray],
+    *,
+    steps: int = 900,
+    batch: int = 8,
+    seed: int = 0,
+    guidance: float,
 ) -> tuple[EagleConfig, nnx.State]:
     """Trains a drafter for the bundle's target on `distill`'s sequences; returns its sizes and parameters."""
     config = drafter_config(bundle.config.target)

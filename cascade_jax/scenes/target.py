@@ -1,7 +1,8 @@
 """The scenes target: a small LlamaGen conditioned on what a caption says, and its recipe.
 
-The caption reader (`captions.parse`) yields ten attribute ids; a learned table turns them into the caption features that
-LlamaGen's own caption embedder takes. Table and transformer are trained together on freshly rendered, tokenised scenes.
+The caption reader (`captions.parse`) yields ten attribute ids; a learned table turns them into the caption features
+that LlamaGen's own caption embedder takes. Table and transformer are trained together on freshly rendered, tokenised
+scenes.
 """
 
 import dataclasses
@@ -87,7 +88,7 @@ def optimizer(steps: int, rate: float = 0.01, adam_rate: float = 1.5e-3) -> opta
     )
 
 
-def train_target(folder, tokenizer, *, steps: int = 2400, batch: int = 8, seed: int = 0, config=TARGET) -> dict:
+def train_target(folder, tokenizer, *, steps: int = 1850, batch: int = 8, seed: int = 0, config=TARGET) -> dict:
     """Trains the target on renders tokenised by `tokenizer` (a VQModel); returns the parameters of `init`."""
     graphdef, params = init(config, seed)
     vq_graphdef, vq_state = nnx.split(tokenizer)

@@ -1,0 +1,49 @@
+"""Fixtures that the engine's tests share."""
+
+import jax
+import pytest
+from tiny import Tiny, make
+
+from cascade_jax.models.llamagen import LlamaGenConfig
+
+# On a GPU, float32 products round to TF32 unless told otherwise, which no tolerance here allows for.
+jax.config.update("jax_default_matmul_precision", "highest")
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Tiny:
+    """16 tokens of 40, guided by 5 condition slots; query heads share key heads."""
+    return make(
+        LlamaGenConfig(
+            dim=32,
+            layers=2,
+            heads=4,
+            kv_heads=2,
+            image_tokens=16,
+            vocab_size=40,
+            condition_tokens=5,
+            caption_dim=8,
+            ffn_multiple=16,
+        ),
+        seed=0,
+        contrast=1.5,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiniest() -> Tiny:
+    """4 tokens of 5: all 625 outputs can be enumerated."""
+    return make(
+        LlamaGenConfig(
+            dim=8,
+            layers=1,
+            heads=1,
+            image_tokens=4,
+            vocab_size=5,
+            condition_tokens=2,
+            caption_dim=4,
+            ffn_multiple=8,
+        ),
+        seed=3,
+        contrast=1.0,
+    )

@@ -1,0 +1,59 @@
+"""The recipes of target and drafter on a model of the smallest useful size."""
+
+import csv
+
+import jax
+import numpy as np
+import pytest
+import small
+from flax import nnx
+
+from cascade_jax import bundle
+from cascade_jax.models.vq import VQConfig, VQModel
+from cascade_jax.sampling import Sampling
+from cascade_jax.scenes import drafter, target
+
+SAMPLING = Sampling(guidance=2.0)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return bundle.load(small.write_bundle(tmp_path_factory.mktemp("small") / "model", drafter=False))
+
+
+@pytest.fixture(scope="module")
+def data(model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distilled")
+    return folder, drafter.distill(model, folder, count=16, batch=8, seed=0, sampling=SAMPLING, log=lambda _: None)
+
+
+def test_the_target_recipe_lowers_its_loss_and_logs_it(tmp_path):
+    config = VQConfig(
+        codebook_size=64, channels=4, channel_multipliers=(1,) * 6, res_blocks=1, z_channels=8, norm_groups=2
+    )
+    tokenizer = VQModel(config, rngs=nnx.Rngs(0))  # 128 pixels to 4 x 4 codes
+    params = target.train_target(tmp_path, tokenizer, steps=40, batch=2, config=small.TARGET)
+    assert params["text"].shape == (target.captions.NUM_IDS, small.TARGET.caption_dim)
+    with open(tmp_path / "log.csv") as log:
+        losses = [float(row["loss"]) for row in csv.DictReader(log)]
+    assert losses[0] < 1.05 * np.log(64)  # a uniform guess
+    assert losses[-1] < losses[0]
+
+
+def test_distilled_sequences_are_the_same_when_a_lost_shard_is_drawn_again(model, data):
+    folder, first = data
+    (folder / "00001.npz").unlink()
+    again = drafter.distill(model, folder, count=16, batch=8, seed=0, sampling=SAMPLING, log=lambda _: None)
+    for name in ("ids", "tokens"):
+        np.testing.assert_array_equal(first[name], again[name])
+    assert first["tokens"].shape == (16, 16)
+    assert first["tokens"].max() < 64
+
+
+def test_the_drafter_recipe_raises_the_expected_acceptance(model, data, tmp_path):
+    config, params = drafter.train_drafter(tmp_path, model, data[1], steps=60, batch=4, guidance=2.0)
+    assert config.condition_slots == small.TARGET.condition_tokens - 1
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    with open(tmp_path / "log.csv") as log:
+        acceptance = [float(row["acceptance"]) for row in csv.DictReader(log)]
+    assert acceptance[-1] > acceptance[0]
