@@ -131,7 +131,7 @@ class Lantern(_Additive):
 
 @struct.dataclass
 class LanternPP(_Additive):
-    """LANTERN++ (Park et al. 2025, arXiv 2502.06352): as LANTERN, within (lambda - 1) r(x), and on a deep static tree."""
+    """LANTERN++ (Park et al. 2025, arXiv 2502.06352): as LANTERN, within (lambda - 1) r(x), and on a deep tree."""
 
     neighbours: jax.Array
     lam: jax.Array
@@ -160,7 +160,9 @@ class Grouped(_Additive):
         # entries ranked before x: larger, or equal with a lower id; the group is clipped at both ends of the ranking
         ahead = (r > r[token]) | ((r == r[token]) & (ids < token))
         behind = ~ahead & (ids != token)
-        key_ahead, nearest_ahead = jax.lax.top_k(jnp.where(ahead, -r, -jnp.inf)[::-1], before) if before else (None, None)
+        key_ahead, nearest_ahead = (
+            jax.lax.top_k(jnp.where(ahead, -r, -jnp.inf)[::-1], before) if before else (None, None)
+        )
         key_behind, nearest_behind = jax.lax.top_k(jnp.where(behind, r, -jnp.inf), after)
         group = jnp.where(jnp.isfinite(key_behind), nearest_behind, -1)
         if before:

@@ -3,7 +3,7 @@
     DIR/config.json   what it is: family, sizes, layout, sampling defaults; plain to read
     DIR/params/       an orbax checkpoint: {"target", "drafter", "vq", "text"}, each a tree of arrays
 
-A bundle is written to a temporary directory beside its destination and renamed, so a destination is never half a bundle.
+A bundle is written to a temporary directory beside its destination and renamed: a destination is never half a bundle.
 """
 
 import contextlib
@@ -93,7 +93,9 @@ class Bundle:
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
-        self._decode_images = jax.jit(lambda state, codes: to_uint8(nnx.merge(self._graphs["vq"], state).decode_codes(codes)))
+        self._decode_images = jax.jit(
+            lambda state, codes: to_uint8(nnx.merge(self._graphs["vq"], state).decode_codes(codes))
+        )
 
     @property
     def length(self) -> int:

@@ -19,12 +19,10 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
+from cascade_jax import console
+
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
-
-
-class BadInput(Exception):
-    """What was asked for cannot be done; the message is for the person who asked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Generate:
     draws: OmitArgPrefixes[Draws] = Draws()
 
     def run(self, command: str) -> None:
-        with _input():
+        with console.bad_input():
             _at_least(1, count=self.count)
             _check_seed(self.seed)
             if not self.prompts:
@@ -117,8 +115,8 @@ class Generate:
             methods.check_name(self.method)
             prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
             paths = _picture_paths(prompts, self.out)
-        _set_up()
-        with _input():
+        console.set_up()
+        with console.bad_input():
             bundle = _load(self.model)
             encoded = bundle.encode(self.prompts)
             settings = self.draws.settings(bundle)
@@ -130,7 +128,7 @@ class Generate:
 
         encoded = [prompt for prompt in encoded for _ in range(self.count)]
         pictures, seconds = [], 0.0
-        with _CompileClock() as compiling, _bar("drawing") as progress:
+        with console.CompileClock() as compiling, console.bar("drawing") as progress:
             begin, compiled = time.perf_counter(), 0.0
             for indices, drawn in methods.draw_all(bundle, method, encoded, self.seed, sampling, progress):
                 spent = time.perf_counter() - begin - (compiling.seconds - compiled)
@@ -151,7 +149,9 @@ class Generate:
         for p in pictures:
             print(f"{p['file']}  {p['steps']} steps, alpha {p['alpha']:.2f}, {p['seconds']:.2f} s")
         if compiling.seconds > 1:
-            _say(f"compiling took {compiling.seconds:.0f} s; the next run finds the programs in {_cache_folder()}")
+            console.say(
+                f"compiling took {compiling.seconds:.0f} s; the next run finds the programs in {console.cache_folder()}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +178,7 @@ class Compare:
     draws: OmitArgPrefixes[Draws] = Draws()
 
     def run(self, command: str) -> None:
-        with _input():
+        with console.bad_input():
             _at_least(1, **{"count": self.count, "quality": self.quality})
             _check_seed(self.seed)
             from cascade_jax.evaluation import compare, files
@@ -186,8 +186,8 @@ class Compare:
             given = None if self.prompts is None else compare.read_prompts(self.prompts)
             names = _names(self.methods)
             files.check_folder(self.out)
-        _set_up()
-        with _input():
+        console.set_up()
+        with console.bad_input():
             bundle = _load(self.model)
             count = self.count or (8 if given is None else len(given))
             prompts = _prompts(bundle, given, max(count, self.quality or 0), self.seed)
@@ -195,7 +195,7 @@ class Compare:
             sampling = _sampling(settings)
             chosen = _methods(bundle, ["ar", *(name for name in names if name != "ar")], self.thresholds.given())
             referee = _referee(bundle, self.judge)
-        with _bar("") as progress:
+        with console.bar("") as progress:
             trials = compare.run(
                 bundle, chosen, prompts, timed=count, seed=self.seed, sampling=sampling, progress=_described(progress)
             )
@@ -204,7 +204,7 @@ class Compare:
             command=command,
         )  # fmt: skip
         compare.write(self.out, trials, report, prompts)
-        _print(compare.table(report))
+        console.show(compare.table(report))
         print(f"written to {self.out}: report.json, report.md, grid.png")
 
 
@@ -240,7 +240,7 @@ class Sweep:
     """a run of `scenes train judge`"""
 
     def run(self, command: str) -> None:
-        with _input():
+        with console.bad_input():
             _at_least(1, count=self.count)
             _at_least(0, timed=self.timed)
             _check_seed(self.seed)
@@ -248,8 +248,8 @@ class Sweep:
 
             names = _names(self.references)
             files.check_folder(self.out)
-        _set_up()
-        with _input():
+        console.set_up()
+        with console.bad_input():
             bundle = _load(self.model)
             prompts = _prompts(bundle, None, self.count, self.seed)
             points = sweep.grid(
@@ -263,7 +263,7 @@ class Sweep:
         def progress(point, done, total):
             quality = [f"{key} {point[key]:.3f}" for key in ("fidelity", "frechet") if point[key] is not None]
             words = [f"alpha {point['alpha']:.2f}", *quality, f"divergence {point['divergence']:.3f}"]
-            _say(f"{done}/{total}  {sweep.label(point)} on {point['tree']}: {', '.join(words)}")
+            console.say(f"{done}/{total}  {sweep.label(point)} on {point['tree']}: {', '.join(words)}")
 
         result = sweep.sweep(
             bundle, points, references, prompts, referee=referee, seed=self.seed, timed=self.timed, progress=progress
@@ -293,7 +293,7 @@ class Train:
 
     def run(self, command: str) -> None:
         parts = {"tokenizer": _tokenizer, "target": _target, "drafter": _drafter, "judge": _judge}
-        with _input():
+        with console.bad_input():
             if self.part not in parts:
                 raise ValueError(f"unknown part {self.part!r}; known: {', '.join(parts)}")
             _at_least(1, steps=self.steps, batch=self.batch, sequences=self.sequences)
@@ -303,10 +303,10 @@ class Train:
             files.check_folder(self.out)
             if not _installed("skimage"):
                 raise ValueError("training renders scenes, which needs scikit-image: pip install 'cascade_jax[scenes]'")
-        _set_up()
+        console.set_up()
         given = {"steps": self.steps, "batch": self.batch}
         settings = {name: value for name, value in given.items() if value is not None}
-        with _input():  # a run with other settings, or a part that must be trained first
+        with console.bad_input():  # a run with other settings, or a part that must be trained first
             parts[self.part](self.out, {"seed": self.seed, **settings}, self)
         print(f"trained: {self.out / self.part}")
 
@@ -321,7 +321,7 @@ class Pack:
     """receives the model; the judge is put beside it"""
 
     def run(self, command: str) -> None:
-        with _input():
+        with console.bad_input():
             from cascade_jax.evaluation import files
             from cascade_jax.scenes import pack
 
@@ -356,7 +356,7 @@ class Bench:
     thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
 
     def run(self, command: str) -> None:
-        with _input():
+        with console.bad_input():
             _at_least(1, steps=self.steps, repeats=self.repeats)
             if not re.fullmatch(r"\d+(,\d+)*", self.batch):
                 raise ValueError(f"batch is a list of sizes such as 1,2,4, not {self.batch!r}")
@@ -369,8 +369,8 @@ class Bench:
 
             methods.check_name(self.method)
             files.check_folder(self.out)
-        _set_up()
-        with _input():
+        console.set_up()
+        with console.bad_input():
             if self.shapes is None:
                 bundle = _load(self.model, self.dtype)
             else:
@@ -384,10 +384,10 @@ class Bench:
             bench.check_tree(method)
         result = bench.bench(
             bundle, method, prompts, name=self.shapes or self.model, batches=batches, steps=self.steps,
-            repeats=self.repeats, whole=self.shapes is None, progress=_say,
+            repeats=self.repeats, whole=self.shapes is None, progress=console.say,
         )  # fmt: skip
         bench.write(self.out, result, command)
-        _print(*bench.tables(result))
+        console.show(*bench.tables(result))
         print(f"written to {self.out}: bench.json, bench.md")
 
 
@@ -418,14 +418,14 @@ def main(argv: list[str]) -> int:
         if command is not None:
             command.run(f"cascade-jax {shlex.join(argv)}")
         return 0
-    except BadInput as error:
-        _say(f"cascade-jax: {error}")
+    except console.BadInput as error:
+        console.say(f"cascade-jax: {error}")
         return 2
     except BrokenPipeError:  # whoever read the output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        _say(f"cascade-jax: {_line(error)}")
+        console.say(f"cascade-jax: {console.one_line(error)}")
         return 2
     except KeyboardInterrupt:
         return 130
@@ -446,52 +446,7 @@ def _parse(argv: list[str]):
     except SystemExit as stop:
         if not stop.code:
             return None
-        raise BadInput(_usage_error(errors.getvalue())) from None
-
-
-def _usage_error(text: str) -> str:
-    """tyro's box as one line: what is wrong, what there is instead, and where to find help."""
-    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│╭╰╮╯ ") for row in text.splitlines()[1:]]
-    paragraphs = [""]
-    for row in rows:
-        if re.fullmatch(r"[─-]*", row):
-            paragraphs.append("")
-        else:
-            paragraphs[-1] += f" {row}"
-    what, *rest = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph] or [text]
-    number = r"Error parsing (\S+): (?:no type .* from \[(.*)\]\.?|(?:invalid literal|could not convert) .*: (.*))"
-    if wrong := re.fullmatch(number, what):
-        what = f"{wrong[1]} takes a number, not {wrong[2] or wrong[3]}"
-        if wrong[3] and "int()" in text:
-            what = what.replace("a number", "a whole number")
-    instead = "".join(f". {paragraph}" for paragraph in rest if paragraph.startswith("Available subcommands"))
-    help_command = re.search(r"cascade-jax[\w -]*--help", " ".join(rest))
-    return f"{what.rstrip('.')}{instead} (see {help_command[0] if help_command else 'cascade-jax --help'})"
-
-
-@contextlib.contextmanager
-def _input():
-    """Turns errors in what was asked for into `BadInput`."""
-    try:
-        yield
-    except (ValueError, OverflowError, OSError) as error:
-        raise BadInput(_line(error)) from error
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def _print(*renderables) -> None:
-    from rich.console import Console
-
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    for renderable in renderables:
-        console.print(renderable)
+        raise console.BadInput(console.usage_error(errors.getvalue())) from None
 
 
 def _at_least(low: int, **values: int | None) -> None:
@@ -570,9 +525,11 @@ def _referee(bundle, folder: pathlib.Path | None):
         return None
     referee = quality.load_referee(folder)
     if referee is None:
-        _say("the package comes without a judge, so that fidelity stays unknown: give one with --judge DIR")
+        console.say("the package comes without a judge, so that fidelity stays unknown: give one with --judge DIR")
     elif referee.mean is None:
-        _say("the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'")
+        console.say(
+            "the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'"
+        )
     return referee
 
 
@@ -596,75 +553,6 @@ def _picture_paths(prompts: list[str], out: pathlib.Path | None) -> list[pathlib
         if path.is_dir():
             raise ValueError(f"cannot write {path}: it is a folder")
     return paths
-
-
-def _set_up() -> None:
-    """Quiet libraries, and a folder for compiled programs, before anything is compiled."""
-    import logging
-    import warnings
-
-    import jax
-
-    logging.getLogger("absl").setLevel(logging.ERROR)
-    logging.getLogger("jax").setLevel(logging.ERROR)
-    warnings.simplefilter("ignore")
-    folder = _cache_folder()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        jax.config.update("jax_compilation_cache_dir", str(folder))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)  # the many small ones add up to seconds
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _cache_folder() -> pathlib.Path:
-    if own := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        return pathlib.Path(own)
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return pathlib.Path(home if os.path.isabs(home) else pathlib.Path.home() / ".cache") / "cascade_jax" / "xla"
-
-
-class _CompileClock:
-    """Seconds spent on tracing and compiling, or on reading compiled programs, inside the block so far."""
-
-    def __init__(self):
-        self._spans: list[tuple[float, float]] = []
-
-    @property
-    def seconds(self) -> float:
-        return sum(end - begin for begin, end in self._spans)
-
-    def __enter__(self):
-        import jax
-
-        jax.monitoring.register_event_duration_secs_listener(self._add)
-        return self
-
-    def __exit__(self, *_):
-        import jax
-
-        jax.monitoring.unregister_event_duration_listener(self._add)
-
-    def _add(self, event: str, seconds: float, **_):
-        if not event.startswith("/jax/core/compile/"):
-            return
-        end = time.perf_counter()
-        begin = end - seconds
-        while self._spans and self._spans[-1][0] >= begin:  # inner spans end first: the outer one holds them
-            self._spans.pop()
-        self._spans.append((max(begin, self._spans[-1][1]) if self._spans else begin, end))
-
-
-@contextlib.contextmanager
-def _bar(title: str):
-    """A progress bar on stderr, if a person looks at it: a function of (done, total) and perhaps a new title."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total, title=title: progress.update(task, completed=done, total=total, description=title)
 
 
 def _described(progress):
@@ -696,7 +584,13 @@ def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> No
     bundle = pack.from_runs(runs, drafter=False)
     sampling = default_sampling(bundle.config)
     data = drafter.distill(
-        bundle, runs / "distilled", count=command.sequences, batch=32, seed=command.seed, sampling=sampling, log=_say
+        bundle,
+        runs / "distilled",
+        count=command.sequences,
+        batch=32,
+        seed=command.seed,
+        sampling=sampling,
+        log=console.say,
     )
     drafter.train_drafter(runs / "drafter", bundle, data, guidance=sampling.guidance, **settings)
 

@@ -6,8 +6,8 @@ Everything here is a pure function of (parameters, state); what shapes the progr
 A target is any module with `embed(tokens)`, `rope(slots)`, `__call__(x, context, past)` and `logits(features)` (see
 `models.llamagen`).
 
-Shapes: `B` sequences, `G` guidance branches (2 with guidance, else 1), `R = G B` rows, branch-major: all conditional rows
-come first. `P` prefix slots, `N` nodes, `D` tree depth, `d` model width, `L` output tokens.
+Shapes: `B` sequences, `G` guidance branches (2 with guidance, else 1), `R = G B` rows, conditional ones
+first. `P` prefix slots, `N` nodes, `D` tree depth, `d` model width, `L` output tokens.
 """
 
 import functools

@@ -107,8 +107,8 @@ def generate(
       rule: the acceptance rule; None for `strict()`.
       tree: the draft tree; `trees.ROOT` is autoregressive decoding.
       sampling: None for the model's own settings.
-      progress: called now and then with (tokens drawn, tokens in all). Without it nothing returns to the host before the
-        last token.
+      progress: called now and then with (tokens drawn, tokens in all). Without it nothing returns to the host
+        before the last token.
 
     Raises:
       ValueError: for no prompt, an unreadable one, or settings out of range.

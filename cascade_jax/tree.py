@@ -149,7 +149,9 @@ class DynamicTree:
     def __post_init__(self):
         candidates = self.top_k + self.rounds * self.top_k**2
         if self.top_k < 1 or self.rounds < 0 or not 1 <= self.drafts <= candidates:
-            raise ValueError(f"a dynamic tree with top_k {self.top_k} and {self.rounds} rounds has {candidates} candidates")
+            raise ValueError(
+                f"a dynamic tree with top_k {self.top_k} and {self.rounds} rounds has {candidates} candidates"
+            )
 
     @property
     def num_nodes(self) -> int:
@@ -187,9 +189,7 @@ def parse(text: str) -> Tree:
 ROOT = Tree((-1,))
 """No drafts at all: autoregressive decoding."""
 
-EAGLE_25 = parse(
-    "0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001"
-)
+EAGLE_25 = parse("0 1 2 3 00 01 02 10 11 20 21 30 000 001 002 010 011 020 021 100 0000 0001 0002 00000 00001")
 """EAGLE-1's tree, "mc_sim_7b_63" in its public code."""
 
 LANTERNPP_57 = parse(

@@ -191,7 +191,9 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
     def level(state, u):
         node, going, *ledger = state
         slot = slot_of[node]
-        row = jax.tree.map(lambda x: x[slot], (candidates.nodes, candidates.target, candidates.draft, candidates.offers))
+        row = jax.tree.map(
+            lambda x: x[slot], (candidates.nodes, candidates.target, candidates.draft, candidates.offers)
+        )
         here = jnp.broadcast_to(going & (slot >= 0), (width,))
         start = (jnp.int32(-1), *ledger)
         (chosen, *ledger), _ = jax.lax.scan(sibling, start, (u, here, *row))

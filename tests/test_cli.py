@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import acceptance, cli, methods, pipeline, trees
+from cascade_jax import acceptance, cli, console, methods, pipeline, trees
 
 PROMPT = "a red ball on gravel"
 
@@ -207,11 +207,11 @@ def test_the_module_runs_and_its_libraries_stay_silent(model):
 
 
 def test_compiled_programs_go_to_the_users_cache_unless_told_otherwise(monkeypatch, tmp_path):
-    assert cli._cache_folder() == tmp_path / "cache" / "cascade_jax" / "xla"
+    assert console.cache_folder() == tmp_path / "cache" / "cascade_jax" / "xla"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cli._cache_folder() == pathlib.Path.home() / ".cache" / "cascade_jax" / "xla"
+    assert console.cache_folder() == pathlib.Path.home() / ".cache" / "cascade_jax" / "xla"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
-    assert cli._cache_folder() == pathlib.Path("/elsewhere")
+    assert console.cache_folder() == pathlib.Path("/elsewhere")
 
 
 def test_methods_have_the_papers_defaults(bundle):

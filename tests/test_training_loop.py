@@ -123,7 +123,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         batch = _batch(step)
         return batch if step != 9 else batch | {"y": np.full_like(batch["y"], np.nan)}
 
-    with pytest.raises(FloatingPointError, match="nan in step 9 .*checkpoint after 6 steps is kept"):
+    with pytest.raises(FloatingPointError, match=r"nan in step 9 .*checkpoint after 6 steps is kept"):
         _fit(tmp_path, batch_fn=broken)
     restored = loop.restore(tmp_path, _params())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored))

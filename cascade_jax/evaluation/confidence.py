@@ -31,7 +31,9 @@ def confidence(model: Bundle, prompts: Sequence[str | Prompt], tokens, sampling:
     """The target's confidence along given token sequences int [B, T], under `sampling`'s guidance and warping."""
     sampling, program = sampling.checked(), model.program(ROOT)
     prefix = model.prefix(model.encode(prompts), guided=sampling.guidance is not None)
-    entropy, top1 = _confidence(program.target, model.params["target"], prefix, jnp.asarray(tokens, jnp.int32), sampling)
+    entropy, top1 = _confidence(
+        program.target, model.params["target"], prefix, jnp.asarray(tokens, jnp.int32), sampling
+    )
     return Confidence(np.asarray(entropy), np.asarray(top1))
 
 

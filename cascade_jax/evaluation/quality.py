@@ -1,5 +1,7 @@
 """How good pictures are: the scenes judge's fidelity, the Fréchet distance to renders, and intervals for any figure.
 
+A referee holds the judge, and how its features are distributed over renders:
+
     referee = load_referee()
     fidelity = referee.fidelity(images, prompts)  # [B]
     distance = referee.frechet(images)

@@ -25,7 +25,9 @@ class BlockConfig:
     head_dim: int
     ffn_dim: int
     norm_eps: float = 1e-5
-    rope: str = "interleaved"  # how rotary pairs lie in a head: (0, 1), (2, 3), ... or "half": (0, D/2), (1, D/2 + 1), ...
+    rope: str = (
+        "interleaved"  # how rotary pairs lie in a head: (0, 1), (2, 3), ... or "half": (0, D/2), (1, D/2 + 1), ...
+    )
     input_norm: bool = True
 
 
@@ -52,8 +54,10 @@ def rope_1d(positions: jax.Array, head_dim: int, base: float) -> jax.Array:
 
 
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """`x` [..., n] times `kernel` [n, *out], accumulated in float32, in x's dtype. As one plain matrix product: with more
-    axes XLA's CPU backend leaves the fast path."""
+    """`x` [..., n] times `kernel` [n, *out], accumulated in float32, in x's dtype.
+
+    As one plain matrix product: with more axes XLA's CPU backend leaves the fast path.
+    """
     flat, matrix = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype).reshape(kernel.shape[0], -1)
     out = jnp.matmul(flat, matrix, preferred_element_type=jnp.float32)
     return out.astype(x.dtype).reshape(*x.shape[:-1], *kernel.shape[1:])

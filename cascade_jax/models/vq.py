@@ -186,11 +186,13 @@ class Level(nnx.Module):
 
 
 def _middle(channels: int, config: VQConfig, *, dtype, rngs: nnx.Rngs) -> nnx.List:
-    return nnx.List([
-        ResnetBlock(channels, channels, config, dtype=dtype, rngs=rngs),
-        AttnBlock(channels, config, dtype=dtype, rngs=rngs),
-        ResnetBlock(channels, channels, config, dtype=dtype, rngs=rngs),
-    ])
+    return nnx.List(
+        [
+            ResnetBlock(channels, channels, config, dtype=dtype, rngs=rngs),
+            AttnBlock(channels, config, dtype=dtype, rngs=rngs),
+            ResnetBlock(channels, channels, config, dtype=dtype, rngs=rngs),
+        ]
+    )
 
 
 class Encoder(nnx.Module):

@@ -1,7 +1,7 @@
 """The judge: a small network that reads attributes off a picture, and the fidelity of a picture to its prompt.
 
-    judge = load_judge(folder)
-    share = fidelity(read(judge, images), [captions.parse(prompt) for prompt in prompts])
+judge = load_judge(folder)
+share = fidelity(read(judge, images), [captions.parse(prompt) for prompt in prompts])
 """
 
 import io
@@ -53,10 +53,12 @@ class Judge(nnx.Module):
 
     def __init__(self, *, rngs: nnx.Rngs):
         widths = (3, 16, 32, 64, 96, 96)
-        self.convs = nnx.List([
-            nnx.Conv(a, b, (4, 4) if i == 0 else (3, 3), strides=2 if i < 4 else 1, rngs=rngs)
-            for i, (a, b) in enumerate(zip(widths, widths[1:]))
-        ])
+        self.convs = nnx.List(
+            [
+                nnx.Conv(a, b, (4, 4) if i == 0 else (3, 3), strides=2 if i < 4 else 1, rngs=rngs)
+                for i, (a, b) in enumerate(zip(widths, widths[1:]))
+            ]
+        )
         self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for width in widths[1:]])
         self.squeeze = nnx.Conv(widths[-1], 32, (1, 1), rngs=rngs)
         self.join = nnx.Linear((PIXELS // 16) ** 2 * 32, FEATURES, rngs=rngs)
@@ -103,10 +105,12 @@ def targets(ids: np.ndarray) -> Reading:
 
 def accuracy(reading: Reading, truth: Reading) -> Array:
     """Share of right attributes, float [5], in the order of Reading; colours and sizes only where a thing stands."""
-    return jnp.stack([
-        jnp.sum((jnp.argmax(logits, -1) == label) & (label >= 0)) / jnp.maximum(jnp.sum(label >= 0), 1)
-        for logits, label in zip(reading, truth)
-    ])
+    return jnp.stack(
+        [
+            jnp.sum((jnp.argmax(logits, -1) == label) & (label >= 0)) / jnp.maximum(jnp.sum(label >= 0), 1)
+            for logits, label in zip(reading, truth)
+        ]
+    )
 
 
 def fidelity(reading: Reading, attributes: Sequence[Attributes]) -> np.ndarray:

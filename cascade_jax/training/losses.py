@@ -19,7 +19,7 @@ def smooth_l1(predicted: jax.Array, true: jax.Array) -> jax.Array:
 
 
 def convergence_weights(features: jax.Array, weight: float, tau_seq: float) -> jax.Array:
-    """Equation 4's w_k, [..., K]: `weight` where cos(F_k, F_{k+1}) >= tau_seq and 1 elsewhere, from features [..., K, d].
+    """Equation 4's w_k, [..., K], from features [..., K, d]: `weight` where cos(F_k, F_{k+1}) >= tau_seq, 1 elsewhere.
 
     The last position has no successor and weighs 1.
     """
