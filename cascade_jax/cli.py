@@ -148,7 +148,7 @@ class Generate:
             return
         for p in pictures:
             print(f"{p['file']}  {p['steps']} steps, alpha {p['alpha']:.2f}, {p['seconds']:.2f} s")
-        if compiling.seconds > 1:
+        if compiling.fresh > 1:
             console.say(
                 f"compiling took {compiling.seconds:.0f} s; the next run finds the programs in {console.cache_folder()}"
             )

@@ -87,9 +87,15 @@ def cache_folder() -> pathlib.Path:
 
 
 class CompileClock:
-    """Seconds spent on tracing and compiling, or on reading compiled programs, inside the block so far."""
+    """Times compilation inside the block.
+
+    Attributes:
+      seconds: spent so far on tracing, and on compiling or on reading compiled programs.
+      fresh: the part of it in which something was compiled anew.
+    """
 
     def __init__(self):
+        self.fresh = 0.0
         self._spans: list[tuple[float, float]] = []
 
     @property
@@ -108,6 +114,8 @@ class CompileClock:
         jax.monitoring.unregister_event_duration_listener(self._add)
 
     def _add(self, event: str, seconds: float, **_):
+        self.fresh += seconds * (event == "/jax/core/compile/backend_compile_duration")
+        self.fresh -= seconds * (event == "/jax/compilation_cache/cache_retrieval_time_sec")
         if not event.startswith("/jax/core/compile/"):
             return
         end = time.perf_counter()

@@ -21,7 +21,7 @@ KEYS = {
 }  # fmt: skip
 
 
-class Darkness:
+class Darkness(quality.Referee):
     """Judges that are quick to come by: pictures by how dark they are."""
 
     def fidelity(self, images, prompts):
@@ -46,7 +46,7 @@ def bundle(model):
 def here(tmp_path, monkeypatch, model, bundle):
     load = pipeline.load
     monkeypatch.setattr(pipeline, "load", lambda name, dtype=None: bundle if name == model else load(name, dtype))
-    monkeypatch.setattr(quality, "load_referee", lambda folder: Darkness())
+    monkeypatch.setattr(quality, "load_referee", lambda folder: Darkness(None, np.zeros(1), np.eye(1)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
