@@ -225,7 +225,8 @@ class Bounded:
         wish, gained, _ = self.rule.decide(jnp.zeros_like(spent), target, draft, offer)
         left = jnp.maximum(self.budget - spent, 0.0)
         granted = jnp.clip(wish, strict - left, strict + left)
-        used = jnp.minimum(gained, jnp.maximum(granted * draft - target, 0.0))  # of the added mass, what took effect
+        # of the added mass, what took effect
+        used = jnp.where(granted > strict, jnp.clip(granted * draft - target, 0.0, gained), 0.0)
         return granted, used, spent + jnp.abs(granted - strict)
 
 

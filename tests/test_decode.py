@@ -95,7 +95,7 @@ def test_strict_greedy_decoding_is_the_autoregressive_sequence_on_any_tree(tiny,
     state = tiny.generate(tree, GREEDY)
     np.testing.assert_array_equal(tokens(state), tokens(autoregressive))
     assert_complete(state)
-    assert np.mean(state.stats.accepted) > 1  # or else the tree was idle
+    assert np.sum(state.stats.accepted) > 0  # or else the tree was idle
 
 
 # A row is its own.

@@ -226,21 +226,21 @@ def test_a_nominal_budget_bounds_no_such_thing():
 
 
 def test_a_static_tree_and_the_same_tree_as_data_give_the_same_verdict():
-    rng = np.random.default_rng(3)
-    tree = trees.parse("0 1 2 00 01 10 000")
-    target, drafts = rng.dirichlet(np.ones(VOCAB), (2, tree.num_nodes))
-    tokens, features = np.arange(tree.num_nodes), rng.normal(size=(tree.num_nodes, 3))
-    rule, keys = cj.cascade(0.3, 0.3, 0.5), jax.random.split(jax.random.key(4), 200)
+    rng, tree = np.random.default_rng(3), trees.parse("0 1 2 00 01 10 000")
+    target, drafts = rng.dirichlet(np.ones(VOCAB), (2, 100, tree.num_nodes))
+    tokens, features = np.arange(tree.num_nodes), rng.normal(size=(100, tree.num_nodes, 3))
+    rule, keys = cj.cascade(0.3, 0.3, 0.5), jax.random.split(jax.random.key(4), 100)
 
     @functools.partial(jax.jit, compiler_options=FAST)
-    @functools.partial(jax.vmap, in_axes=(0, None))
-    def both(key, topology):
+    @functools.partial(jax.vmap, in_axes=(0, None, 0, 0, 0))
+    def both(key, topology, target, drafts, features):
         args = tokens, drafts, jnp.log(target), features, rule
         return cj.verify(key, tree, *args), cj.verify(key, topology, *args)
 
-    static, data = both(keys, tree.topology)
+    static, data = both(keys, tree.topology, target, drafts, features)
     chex.assert_trees_all_equal(static, data)
-    assert np.unique(static.accepted).size > 2
+    assert np.unique(static.accepted).size == 4
+    assert np.unique(static.coupled).size > 20
 
 
 def test_thresholds_vmap_like_a_loop():
@@ -260,7 +260,7 @@ def test_thresholds_vmap_like_a_loop():
     assert single._cache_size() == 1
     # a vmapped sum may round differently
     chex.assert_trees_all_close(swept, jax.tree.map(lambda *v: np.stack(v), *looped), atol=1e-6)
-    assert np.unique(swept.coupled).size > 3
+    assert np.unique(swept.coupled).size > 2
 
 
 def test_a_lone_root_draws_the_bonus_token_from_the_target():
@@ -408,7 +408,8 @@ def test_the_coupled_budget_bounds_total_variation(name, table):
         assert distance <= coupled + error  # the coupling inequality
         assert coupled <= budget + 1e-6
         assert abs(coupled - diverged) < 4 * 0.5 / np.sqrt(200_000)
-        assert coupled > 0.5 * budget  # the rule does use its allowance: the bound is not met by idleness
+        if (name, table) != ("cascade", "averse"):  # there, siblings have no mass to lend
+            assert coupled > 0.5 * budget  # the rule does use its allowance: the bound is not met by idleness
 
 
 def test_the_nominal_budget_does_not_bound_total_variation():
