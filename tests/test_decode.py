@@ -128,15 +128,15 @@ def test_the_key_decides(tiny, sampled):
 def test_running_in_chunks_is_running_at_once(tiny, sampled):
     prefix, keys = tiny.prefix(8), tiny.keys(8)
     state = tiny.start(SMALL, SAMPLED, prefix=prefix, keys=keys)
-    counts = [state.count]
+    counts = [np.array(state.count)]
     while np.any(counts[-1] < 16):
         state = tiny.run(SMALL, state, SAMPLED, limit=2)
-        counts.append(np.asarray(state.count))
+        counts.append(np.array(state.count))
     assert len(counts) > 3
     assert all(np.all((before < after) | (after == 16)) for before, after in itertools.pairwise(counts))
     np.testing.assert_array_equal(tokens(state), tokens(sampled))
     chex.assert_trees_all_close(state.stats, sampled.stats, atol=1e-5)
-    finished = jax.tree.map(np.asarray, (state.tokens, state.stats))
+    finished = jax.tree.map(np.array, (state.tokens, state.stats))
     state = tiny.run(SMALL, state, SAMPLED, limit=2)
     chex.assert_trees_all_equal((state.tokens, state.stats), finished)
     # giving the state away takes nothing from whoever holds the prefix and the keys
