@@ -110,7 +110,8 @@ def train_drafter(
     """Trains a drafter for the bundle's target on `distill`'s sequences; returns its sizes and parameters."""
     config = drafter_config(bundle.config.target)
     graph, params = nnx.split(Eagle1(config, rngs=nnx.Rngs(seed)))
-    target_graph, target_params, table = bundle.program(ROOT).target, bundle.params["target"], bundle.params["text"]
+    target_graph, target_params = bundle.program(ROOT).target, bundle.params["target"]
+    table = jnp.asarray(bundle.params["text"])
 
     slots = bundle.config.target.condition_tokens + bundle.length - 1
 
