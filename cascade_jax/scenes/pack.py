@@ -27,12 +27,10 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
     """The scenes bundle as it stands in a directory of runs: tokenizer, target, and the drafter if it is trained."""
     runs = pathlib.Path(runs)
     sharpened = (runs / "tokenizer" / "sharpened").is_dir()
-    vq = nnx.split(tokenizer_recipe.load_tokenizer(runs / "tokenizer", sharpened=sharpened))[1]
+    tokenizer = tokenizer_recipe.load_tokenizer(runs / "tokenizer", sharpened=sharpened)
+    trained = target_recipe.load_target(runs / "target", tokenizer)
+    params = {**trained, "vq": nnx.split(tokenizer)[1], "drafter": None}
     config = target_recipe.TARGET
-    _, template = nnx.split(nnx.eval_shape(lambda: target_recipe.LlamaGen(config, rngs=nnx.Rngs(0))))
-    table = jax.ShapeDtypeStruct((target_recipe.captions.NUM_IDS, config.caption_dim), jnp.float32)
-    trained = loop.restore(runs / "target", {"target": template, "text": table})
-    params = {"target": trained["target"], "text": trained["text"], "vq": vq, "drafter": None}
     eagle = drafter_config(config) if drafter else None
     if drafter:
         _, template = nnx.split(nnx.eval_shape(lambda: Eagle1(eagle, rngs=nnx.Rngs(0))))

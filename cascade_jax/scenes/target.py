@@ -3,53 +3,81 @@
 The caption reader (`captions.parse`) yields ten attribute ids; a learned table turns them into the caption features
 that LlamaGen's own caption embedder takes. Table and transformer are trained together on freshly rendered, tokenised
 scenes.
+
+While it trains, the embedding and the head of a code are each the sum of a table's row and a linear map of the code's
+vector in the tokenizer's codebook, so that what is learned of one code holds for those that look like it. With 4,096
+codes, each seen every other step, that saves more than half of the steps. The sum is a plain table again: the trained
+model is an ordinary LlamaGen.
 """
 
 import dataclasses
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from cascade_jax.decode import Prefix, at_tokens, teacher_forced
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
+from cascade_jax.models.vq import VQModel
 from cascade_jax.scenes import captions
 from cascade_jax.scenes.data import scene_batch
-from cascade_jax.training.loop import fit
+from cascade_jax.training import loop
 
 TARGET = LlamaGenConfig(
     dim=192,
     layers=8,
     heads=3,
     image_tokens=256,
-    vocab_size=2048,
+    vocab_size=4096,
     condition_tokens=len(captions.SLOTS),
     caption_dim=64,
 )
 CONDITION_DROPOUT = 0.1
 
 
-def init(config: LlamaGenConfig, seed: int) -> tuple[nnx.GraphDef, dict]:
-    """Fresh parameters: {"target": LlamaGen's state, "text": caption table [NUM_IDS, caption_dim]}."""
+def init(config: LlamaGenConfig, seed: int, features: int) -> tuple[nnx.GraphDef, dict]:
+    """Fresh parameters: {"target": LlamaGen's state, "text": caption table [NUM_IDS, caption_dim], "codes": maps from
+    `code_features` [V, features] to what is added to the "embedding" and the "head" of each code}."""
     graphdef, state = nnx.split(LlamaGen(config, rngs=nnx.Rngs(seed)))
     table = jax.random.normal(jax.random.key(seed + 1), (captions.NUM_IDS, config.caption_dim))
-    return graphdef, {"target": state, "text": table}
+    embedding = 0.04 * jax.random.normal(jax.random.key(seed + 2), (features, config.dim)) * features**-0.5
+    codes = {"embedding": embedding, "head": jnp.zeros((features, config.dim))}
+    return graphdef, {"target": state, "text": table, "codes": codes}
 
 
-def loss(graphdef, params, batch, key) -> tuple[jax.Array, dict]:
+def code_features(codebook: np.ndarray, waves: int = 120) -> jax.Array:
+    """What codes with alike vectors share: the vectors [V, n] and random waves over them at three scales, [V, F]."""
+    codebook, rng = np.asarray(codebook, np.float32), np.random.default_rng(0)
+    directions = rng.standard_normal((codebook.shape[1], waves)) * np.repeat([1.0, 2.0, 4.0], waves // 3)
+    features = np.concatenate([codebook, np.cos(codebook @ directions + rng.uniform(0, 2 * np.pi, waves))], axis=1)
+    return jnp.asarray((features - features.mean(0)) / features.std(0), jnp.float32)
+
+
+def fold(params: dict, features: jax.Array) -> dict:
+    """The parameters without "codes": their maps of `code_features` [V, F] added to the embedding and the head."""
+    state = jax.tree.map(lambda x: x, params["target"])
+    state["embedding"][...] += features @ params["codes"]["embedding"]
+    state["head"]["kernel"][...] += (features @ params["codes"]["head"]).T
+    return {"target": state, "text": params["text"]}
+
+
+def loss(graphdef, features, params, batch, key) -> tuple[jax.Array, dict]:
     """Mean cross-entropy (nats) of the codes; every tenth row sees the unconditional caption."""
+    params = fold(params, features)
     model = nnx.merge(graphdef, params["target"])
     conditional = model.condition(params["text"][batch["ids"]])
     drop = jax.random.bernoulli(key, CONDITION_DROPOUT, (len(conditional), 1, 1))
     condition = jnp.where(drop, model.unconditional(len(conditional)), conditional)
     prefix = Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))
-    features = at_tokens(teacher_forced(model, prefix, batch["codes"]), prefix, batch["codes"].shape[1])
-    logits = model.logits(features)
-    nats = optax.softmax_cross_entropy_with_integer_labels(logits, batch["codes"])
-    top1 = jnp.mean(jnp.max(jax.nn.softmax(logits), axis=-1))
-    return jnp.mean(nats), {"top1_probability": top1, "top1_accuracy": jnp.mean(logits.argmax(-1) == batch["codes"])}
+    logits = model.logits(at_tokens(teacher_forced(model, prefix, batch["codes"]), prefix, batch["codes"].shape[1]))
+    top, right = jnp.max(logits, axis=-1), jnp.take_along_axis(logits, batch["codes"][..., None], axis=-1)[..., 0]
+    total = jax.nn.logsumexp(logits, axis=-1)
+    metrics = {"top1_accuracy": jnp.mean(right == top), "top1_probability": jnp.mean(jnp.exp(top - total))}
+    return jnp.mean(total - right), metrics
 
 
 def optimizer(steps: int, rate: float = 0.01, adam_rate: float = 1.5e-3) -> optax.GradientTransformation:
@@ -88,9 +116,15 @@ def optimizer(steps: int, rate: float = 0.01, adam_rate: float = 1.5e-3) -> opta
     )
 
 
-def train_target(folder, tokenizer, *, steps: int = 1850, batch: int = 8, seed: int = 0, config=TARGET) -> dict:
-    """Trains the target on renders tokenised by `tokenizer` (a VQModel); returns the parameters of `init`."""
-    graphdef, params = init(config, seed)
+def train_target(
+    folder, tokenizer: VQModel, *, steps: int = 3800, batch: int = 8, seed: int = 0, config=TARGET
+) -> dict:
+    """Trains the target on renders tokenised by `tokenizer`: {"target": LlamaGen's state, "text": caption table}.
+
+    Every other batch comes with all there is to say of its scenes, the others with what a random caption says.
+    """
+    codes = code_features(tokenizer.codebook())
+    graphdef, params = init(config, seed, codes.shape[1])
     vq_graphdef, vq_state = nnx.split(tokenizer)
 
     @jax.jit
@@ -99,11 +133,11 @@ def train_target(folder, tokenizer, *, steps: int = 1850, batch: int = 8, seed: 
         return model.encode_codes(images.astype(jnp.float32) / 127.5 - 1).reshape(len(images), -1)
 
     def make_batch(step):
-        rows = scene_batch(seed, step, batch)
+        rows = scene_batch(seed, step, batch, complete=step % 2 == 0)
         return {"codes": encode(rows["images"]), "ids": rows["ids"]}
 
-    return fit(
-        functools.partial(loss, graphdef),
+    params = loop.fit(
+        functools.partial(loss, graphdef, codes),
         params,
         optimizer(steps),
         make_batch,
@@ -114,3 +148,11 @@ def train_target(folder, tokenizer, *, steps: int = 1850, batch: int = 8, seed: 
         title="target",
         settings={"batch": batch, "config": dataclasses.asdict(config)},
     )
+    return fold(params, codes)
+
+
+def load_target(folder: str | pathlib.Path, tokenizer: VQModel, config: LlamaGenConfig = TARGET) -> dict:
+    """The newest state in a folder of `train_target`, as that returns it."""
+    codes = code_features(tokenizer.codebook())
+    params = jax.eval_shape(lambda: init(config, 0, codes.shape[1])[1])
+    return fold(loop.restore(folder, params), codes)

@@ -16,7 +16,7 @@ from cascade_jax.training import loop
 Array = jax.Array
 
 TOKENIZER = VQConfig(
-    codebook_size=2048,
+    codebook_size=4096,
     codebook_dim=8,
     channels=16,
     channel_multipliers=(1, 1, 2, 4),
@@ -29,7 +29,7 @@ TOKENIZER = VQConfig(
 def train_tokenizer(
     folder: str | pathlib.Path,
     *,
-    steps: int = 1500,
+    steps: int = 1000,
     warmup: int = 500,
     batch: int = 2,
     seed: int = 0,
@@ -99,7 +99,7 @@ def train_tokenizer(
         steps=warmup, folder=folder / "autoencoder", seed=seed, title="autoencoder", settings=settings,
     )  # fmt: skip
     codebook = params["quantize"]["embedding"]
-    codebook[...] = spherical_kmeans(jax.random.key(seed + 2), pool(params, 0, batches=16), TOKENIZER.codebook_size)
+    codebook[...] = spherical_kmeans(jax.random.key(seed + 2), pool(params, 0, batches=32), TOKENIZER.codebook_size)
     params = loop.fit(
         quantised_loss, params, _optimizer(rate, steps), crops_then_pictures,
         steps=steps, folder=folder / "quantised", seed=seed, title="tokenizer", settings=settings, revise=revise,
