@@ -19,14 +19,13 @@ import numpy as np
 from flax import nnx, struct
 
 from cascade_jax import cache as kv
-from cascade_jax import draft as drafting
 from cascade_jax import sampling as warping
 from cascade_jax.acceptance import Rule
 from cascade_jax.cache import Context, Segment
-from cascade_jax.draft import DrafterState
+from cascade_jax.draft import Draft, DrafterState, draft
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import verify, verify_inner
+from cascade_jax.verify import Verdict, verify, verify_inner
 
 
 @dataclass(frozen=True)
@@ -153,20 +152,10 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
 
 def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> DecodeState:
     """One step: draft a tree, verify it in one pass of the target, commit the accepted path. Finished rows stay put."""
-    target = nnx.merge(program.target, params["target"])
-    keys = jax.vmap(jax.random.fold_in)(state.keys, state.stats.steps)
-    tree, drafter_state = program.tree, state.drafter
-    if program.drafter is None:
-        root = jnp.take_along_axis(state.tokens, (state.count - 1)[:, None], axis=1)
-        drafted = drafting.Draft(root, None, None)
-    else:
-        drafter = nnx.merge(program.drafter, params["drafter"])
-        drafted, drafter_state = drafting.draft(
-            drafter, target, tree, drafter_state, jax.vmap(_draft_key)(keys), sampling, state.count, program.layout
-        )
-    features, logits, fresh = _target_pass(program, target, state, drafted, sampling)
-    verdict = _verdicts(program, jax.vmap(_verify_key)(keys), drafted, logits, features, rule, sampling)
-    return _commit(program, state, drafted, drafter_state, features, fresh, verdict)
+    drafted, drafter = propose(program, params, state, sampling)
+    features, logits, fresh = target_pass(program, params, state, drafted, sampling)
+    verdict = decide(program, state, drafted, logits, features, rule, sampling)
+    return commit(program, state, drafted, drafter, features, fresh, verdict)
 
 
 def run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit=None) -> DecodeState:
@@ -213,14 +202,21 @@ def at_tokens(features: jax.Array, prefix: Prefix, count: int) -> jax.Array:
     return cut(features, prefix.length - 1)
 
 
-prefill_jit = jax.jit(prefill, static_argnums=0)
-step_jit = jax.jit(step, static_argnums=0)
-run_jit = jax.jit(run, static_argnums=0, donate_argnums=2)
-generate_jit = jax.jit(generate, static_argnums=0)
+def propose(program: Program, params, state: DecodeState, sampling: Sampling) -> tuple[Draft, DrafterState | None]:
+    """First part of a step: a tree of drafts behind the last known token, and the drafter's memory."""
+    if program.drafter is None:
+        return Draft(jnp.take_along_axis(state.tokens, (state.count - 1)[:, None], axis=1), None, None), None
+    target = nnx.merge(program.target, params["target"])
+    drafter = nnx.merge(program.drafter, params["drafter"])
+    keys = _step_keys(state, 0)
+    return draft(drafter, target, program.tree, state.drafter, keys, sampling, state.count, program.layout)
 
 
-def _target_pass(program: Program, target, state: DecodeState, drafted, sampling: Sampling):
-    """One pass over all nodes: features [R, N, d], guided logits [B, N, V], the nodes' keys and values."""
+def target_pass(
+    program: Program, params, state: DecodeState, drafted: Draft, sampling: Sampling
+) -> tuple[jax.Array, jax.Array, Segment]:
+    """Second part: one pass over all nodes. Features [R, N, d], guided logits [B, N, V], the nodes' keys and values."""
+    target = nnx.merge(program.target, params["target"])
     rows, batch = state.length.shape[0], state.count.shape[0]
     if isinstance(program.tree, Tree):
         depths = jnp.asarray(program.tree.topology.depths)[None]
@@ -241,7 +237,11 @@ def _target_pass(program: Program, target, state: DecodeState, drafted, sampling
     return features, logits, fresh
 
 
-def _verdicts(program: Program, keys, drafted, logits, features, rule, sampling):
+def decide(
+    program: Program, state: DecodeState, drafted: Draft, logits: jax.Array, features: jax.Array, rule: Rule, sampling
+) -> Verdict:
+    """Third part: which drafts are accepted, and the token behind them; see `verify`."""
+    keys = _step_keys(state, 1)
     warp = functools.partial(warping.warp, sampling=sampling)
     conditional = features[: len(keys)]
     if isinstance(program.tree, DynamicTree):
@@ -254,8 +254,16 @@ def _verdicts(program: Program, keys, drafted, logits, features, rule, sampling)
     )
 
 
-def _commit(program: Program, state: DecodeState, drafted, drafter, features, fresh, verdict) -> DecodeState:
-    """Adds the accepted path and the bonus token to output, caches and sums."""
+def commit(
+    program: Program,
+    state: DecodeState,
+    drafted: Draft,
+    drafter: DrafterState | None,
+    features: jax.Array,
+    fresh: Segment,
+    verdict: Verdict,
+) -> DecodeState:
+    """Fourth part: adds the accepted path and the bonus token to output, caches and sums."""
     branches = state.length.shape[0] // state.count.shape[0]
     steps = jnp.arange(program.tree.depth + 1)
     path = jnp.maximum(verdict.path, 0)  # what lies behind the accepted nodes is written too, and overwritten later
@@ -291,6 +299,12 @@ def _commit(program: Program, state: DecodeState, drafted, drafter, features, fr
     )
 
 
+prefill_jit = jax.jit(prefill, static_argnums=0)
+step_jit = jax.jit(step, static_argnums=0)
+run_jit = jax.jit(run, static_argnums=0, donate_argnums=2)
+generate_jit = jax.jit(generate, static_argnums=0)
+
+
 def _guided(program: Program, logits: jax.Array, sampling: Sampling, positions: jax.Array) -> jax.Array:
     """Guided logits [B, n, V] of the tokens at output `positions` int [B, n], from logits [R, n, V]."""
     batch = positions.shape[0]
@@ -303,9 +317,8 @@ def _room(segment: Segment, slots: int) -> Segment:
     return jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], slots, x.shape[3]), x.dtype), segment)
 
 
-def _draft_key(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, 0)
-
-
-def _verify_key(key: jax.Array) -> jax.Array:
-    return jax.random.fold_in(key, 1)
+def _step_keys(state: DecodeState, part: int) -> jax.Array:
+    """Every sequence's key for drafting (part 0) or verifying (part 1) in its current step."""
+    return jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), part))(
+        state.keys, state.stats.steps
+    )

@@ -14,10 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from cascade_jax import acceptance, decode, pipeline
+from cascade_jax import acceptance, pipeline
 from cascade_jax import tree as trees
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
@@ -154,37 +153,6 @@ def tree_name(tree: Tree | DynamicTree) -> str:
     return " ".join("".join(map(str, path)) for path in tree.paths[1:])
 
 
-def draw(
-    bundle: Bundle,
-    method: Method,
-    prompts: Sequence[str | Prompt],
-    keys: jax.Array,
-    sampling: Sampling,
-    progress: Callable[[int, int], None] | None = None,
-) -> pipeline.Generated:
-    """Draws a picture for every prompt as one batch; as `pipeline.generate`, with a key for each picture.
-
-    Args:
-      keys: [B], see `picture_keys`.
-      sampling: checked settings.
-      progress: called now and then with (tokens drawn, tokens in all).
-    """
-    program = bundle.program(method.tree)
-    params = bundle.decoding_params(program)
-    prefix = bundle.prefix(bundle.encode(prompts), guided=sampling.guidance is not None)
-    state = decode.prefill_jit(program, params, prefix, keys, sampling)
-    if progress is None:
-        state = decode.run_jit(program, params, state, method.rule, sampling)
-    else:
-        total = len(prompts) * program.length
-        while (drawn := int(np.sum(state.count))) < total:
-            progress(drawn, total)
-            state = decode.run_jit(program, params, state, method.rule, sampling, pipeline.CHUNK)
-        progress(total, total)
-    tokens = state.tokens[:, : program.length]
-    return pipeline.Generated(bundle.images(tokens), np.asarray(tokens), pipeline.report(state.stats))
-
-
 def draw_all(
     bundle: Bundle,
     method: Method,
@@ -202,7 +170,7 @@ def draw_all(
 
     Args:
       sampling: None for the model's own settings.
-      progress: as in `draw`, over all batches.
+      progress: called now and then with (tokens drawn, tokens in all).
       first: number of the first picture.
 
     Yields:
@@ -219,19 +187,18 @@ def draw_all(
         if progress is not None:
             before, total = start * bundle.length, count * bundle.length
             report = lambda done, _: progress(min(before + done, total), total)
-        keys = picture_keys(seed, [first + i for i in filled])
-        drawn = draw(bundle, method, [prompts[i] for i in filled], keys, sampling, report)
+        keys = pipeline.picture_keys(jax.random.key(seed), first + np.array(filled))
+        chosen = [prompts[i] for i in filled]
+        drawn = pipeline.generate(bundle, chosen, keys, method.rule, method.tree, sampling, report)
         yield indices, jax.tree.map(lambda x: x[: len(indices)], drawn)
 
 
-def picture_keys(seed: int, numbers: Sequence[int]) -> jax.Array:
-    """The random keys [B] of the pictures with these numbers, as `pipeline.generate` derives them from key(seed)."""
-    return _fold_in(jax.random.key(seed), jnp.asarray(numbers, jnp.uint32))
-
-
-@jax.jit
-def _fold_in(key, numbers):
-    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
+def draw_one(
+    bundle: Bundle, method: Method, prompt: str | Prompt, seed: int, number: int, sampling: Sampling | None = None
+) -> pipeline.Generated:
+    """Draws the picture of that number, as `draw_all` would, as a batch of one."""
+    keys = pipeline.picture_keys(jax.random.key(seed), np.array([number]))
+    return pipeline.generate(bundle, [prompt], keys, method.rule, method.tree, sampling)
 
 
 def _defaults(name: str, bundle: Bundle) -> dict[str, Any]:

@@ -103,7 +103,8 @@ def generate(
 
     Args:
       prompts: texts, or encoded prompts.
-      key: a random key. Picture i depends on its prompt and fold_in(key, i) alone, whatever else is in the batch.
+      key: a random key; picture i draws from fold_in(key, i). Or a key for every picture, [B]. A picture depends on
+        its prompt and its key alone, whatever else is in the batch.
       rule: the acceptance rule; None for `strict()`.
       tree: the draft tree; `trees.ROOT` is autoregressive decoding.
       sampling: None for the model's own settings.
@@ -132,11 +133,19 @@ def generate(
 
 
 def start(model: Bundle, prompts, key: jax.Array, tree: Tree | DynamicTree, sampling: Sampling) -> decode.DecodeState:
-    """The decoding state of `prompts` after the prefill, with checked sampling settings."""
+    """The decoding state of `prompts` after the prefill, with checked sampling settings; `key` as in `generate`."""
     program = model.program(tree)
     prefix = model.prefix(model.encode(prompts), guided=sampling.guidance is not None)
-    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(len(prompts)))
+    keys = key if key.ndim else picture_keys(key, np.arange(len(prompts)))
+    if keys.shape != (len(prompts),):
+        raise ValueError(f"{len(prompts)} prompts need one key or {len(prompts)}, not keys of shape {keys.shape}")
     return decode.prefill_jit(program, model.decoding_params(program), prefix, keys, sampling)
+
+
+@jax.jit
+def picture_keys(key: jax.Array, numbers: jax.Array) -> jax.Array:
+    """The keys [B] of the pictures with these numbers, int [B]: fold_in(key, number)."""
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(numbers)
 
 
 def report(stats: decode.Stats) -> Report:

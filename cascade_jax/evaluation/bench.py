@@ -19,10 +19,10 @@ import numpy as np
 from flax import nnx
 from rich.table import Table
 
-from cascade_jax import decode
-from cascade_jax import draft as drafting
+from cascade_jax import decode, pipeline
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
+from cascade_jax.draft import Draft
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import machine
 from cascade_jax.methods import Method
@@ -172,24 +172,13 @@ def free_memory() -> float:
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _draft(program, params, memory, state, sampling):
-    target, drafter = nnx.merge(program.target, params["target"]), nnx.merge(program.drafter, params["drafter"])
-    keys = jax.vmap(decode._draft_key)(jax.vmap(jax.random.fold_in)(state.keys, state.stats.steps))
-    return drafting.draft(drafter, target, program.tree, memory, keys, sampling, state.count, program.layout)
+def _propose(program, params, memory, state, sampling):
+    return decode.propose(program, params, state.replace(drafter=memory), sampling)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _target(program, params, state, drafted, sampling):
-    return decode._target_pass(program, nnx.merge(program.target, params["target"]), state, drafted, sampling)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _verify(program, state, drafted, logits, features, rule, sampling):
-    keys = jax.vmap(decode._verify_key)(jax.vmap(jax.random.fold_in)(state.keys, state.stats.steps))
-    return decode._verdicts(program, keys, drafted, logits, features, rule, sampling)
-
-
-_commit = jax.jit(decode._commit, static_argnums=0, donate_argnums=(1, 3))
+_target_pass = jax.jit(decode.target_pass, static_argnums=0)
+_decide = jax.jit(decode.decide, static_argnums=0)
+_commit = jax.jit(decode.commit, static_argnums=0, donate_argnums=(1, 3))
 
 
 def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
@@ -213,9 +202,9 @@ def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
 
         for _ in range(taken):
             memory, state = state.drafter, state.replace(drafter=None)
-            drafted, memory = clocked("draft", _draft, program, params, memory, state, sampling)
-            features, logits, fresh = clocked("target", _target, program, params, state, drafted, sampling)
-            verdict = clocked("verify", _verify, program, state, drafted, logits, features, method.rule, sampling)
+            drafted, memory = clocked("draft", _propose, program, params, memory, state, sampling)
+            features, logits, fresh = clocked("target", _target_pass, program, params, state, drafted, sampling)
+            verdict = clocked("verify", _decide, program, state, drafted, logits, features, method.rule, sampling)
             state = clocked("commit", _commit, program, state, drafted, memory, features, fresh, verdict)
         if repeat:
             prefills.append(prefill)
@@ -238,9 +227,11 @@ def _target_passes(bundle, prompts, sampling, repeats) -> list[dict[str, float]]
     for tree in SIZES:
         program = bundle.program(tree)
         state = _start(bundle, Method("", None, tree), prompts, sampling)
-        drafted = drafting.Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
+        drafted = Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
         state, params = state.replace(drafter=None), bundle.decoding_params(program)
-        seconds = _seconds(functools.partial(_target, program), params, state, drafted, sampling, repeats=4 * repeats)
+        seconds = _seconds(
+            functools.partial(_target_pass, program), params, state, drafted, sampling, repeats=4 * repeats
+        )
         rows.append({"nodes": tree.num_nodes, "seconds": seconds})
     return [row | {"ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
 
@@ -262,9 +253,8 @@ def _loop(bundle, method, prompts, sampling, steps, repeats) -> dict[str, float]
 def _rate(bundle, method, prompts, sampling, steps, repeats, whole) -> dict[str, float]:
     times = _loop(bundle, method, prompts, sampling, steps, repeats)
     if whole:
-        keys = by_name.picture_keys(0, range(len(prompts)))
-        encoded = bundle.encode(prompts)
-        draw = functools.partial(by_name.draw, bundle, method, encoded, keys, sampling)
+        encoded, key = bundle.encode(prompts), jax.random.key(0)
+        draw = functools.partial(pipeline.generate, bundle, encoded, key, method.rule, method.tree, sampling)
         return {"step": times["step"], "pictures_per_second": len(prompts) / _seconds(draw, repeats=min(repeats, 3))}
     if method.tree.depth:
         return {"step": times["step"], "pictures_per_second": None}
@@ -274,10 +264,7 @@ def _rate(bundle, method, prompts, sampling, steps, repeats, whole) -> dict[str,
 
 
 def _start(bundle, method, prompts, sampling) -> decode.DecodeState:
-    program = bundle.program(method.tree)
-    prefix = bundle.prefix(bundle.encode(prompts), guided=sampling.guidance is not None)
-    keys = by_name.picture_keys(0, range(len(prompts)))
-    return jax.block_until_ready(decode.prefill_jit(program, bundle.decoding_params(program), prefix, keys, sampling))
+    return jax.block_until_ready(pipeline.start(bundle, prompts, jax.random.key(0), method.tree, sampling))
 
 
 def _timed_loop(program, params, state, rule, sampling, steps) -> tuple[float, int]:

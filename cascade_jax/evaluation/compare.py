@@ -105,9 +105,9 @@ def run(
             progress(what, done, total)
 
     def one(method, number):
-        prompt, keys = bundle.encode([prompts[number]]), by_name.picture_keys(seed, [number])
+        (prompt,) = bundle.encode([prompts[number]])
         begin = time.perf_counter()
-        drawn = by_name.draw(bundle, method, prompt, keys, sampling)
+        drawn = by_name.draw_one(bundle, method, prompt, seed, number, sampling)
         return time.perf_counter() - begin, drawn
 
     for method in methods:

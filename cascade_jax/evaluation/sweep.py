@@ -140,9 +140,9 @@ def _step_seconds(bundle, methods, prompts, seed, sampling) -> dict[tuple, float
         return dict.fromkeys(kinds)
     for number in (0, *range(len(prompts))):  # the first round compiles and is dropped
         for kind, method in kinds.items():
-            prompt, keys = bundle.encode([prompts[number]]), by_name.picture_keys(seed, [number])
+            (prompt,) = bundle.encode([prompts[number]])
             begin = time.perf_counter()
-            drawn = by_name.draw(bundle, method, prompt, keys, sampling)
+            drawn = by_name.draw_one(bundle, method, prompt, seed, number, sampling)
             taken[kind].append((time.perf_counter() - begin) / int(drawn.stats.steps[0]))
     return {kind: float(np.median(seconds[1:])) for kind, seconds in taken.items()}
 
