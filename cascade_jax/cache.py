@@ -76,8 +76,16 @@ def empty(rows: int, layers: int, heads: int, slots: int, head_dim: int, dtype) 
     )
 
 
-def write(cache: Segment, new: Segment, start: jax.Array) -> Segment:
-    """Writes row r's new keys and values [R, K, S, D] into its slots start[r] ... start[r] + S - 1."""
+def write(cache: Segment, new: Segment, start: jax.Array, after: jax.Array | None = None) -> Segment:
+    """Writes row r's new keys and values [R, K, S, D] into its slots start[r] ... start[r] + S - 1.
+
+    Args:
+      after: float [R], anything that was computed from all layers of this cache. New keys do not depend on what their
+        layer's attention reads, so XLA may want to write first and, to be able to, copies every cache twice a step.
+        Slots that depend on `after` make it read first, and then it writes in place.
+    """
+    if after is not None:
+        start = jnp.where(jnp.isnan(after), 0, start)
 
     def put(slots, rows):
         return jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=1))(

@@ -3,8 +3,8 @@
 There is one loop. Autoregressive decoding is the loop with the one-node tree; a method is a rule, a tree and a drafter.
 Everything here is a pure function of (parameters, state); what shapes the program sits in a hashable `Program`.
 
-A target is any module with `embed(tokens)`, `rope(slots)`, `__call__(x, context, past)` and `logits(features)` (see
-`models.llamagen`).
+A target is any module with `embed(tokens)`, `rope(slots)`, `__call__(x, context, past)`, `logits(features)` and
+`linear_head`, which tells whether the last is a linear map (see `models.llamagen`).
 
 Shapes: `B` sequences, `G` guidance branches (2 with guidance, else 1), `R = G B` rows, conditional ones
 first. `P` prefix slots, `N` nodes, `D` tree depth, `d` model width, `L` output tokens.
@@ -25,7 +25,7 @@ from cascade_jax.cache import Context, Segment
 from cascade_jax.draft import Draft, DrafterState, draft
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import Verdict, verify, verify_inner
+from cascade_jax.verify import Verdict, finish, walk
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
     context = Context(target.rope(positions), kv.bias(seen)[:, None])
     features, fresh = target(prefix.embeddings, context)
     last = jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)
-    logits = _guided(program, target.logits(last), sampling, jnp.zeros((batch, 1), jnp.int32))[:, 0]
+    logits = _guided_logits(program, target, last, sampling, jnp.zeros((batch, 1), jnp.int32))[:, 0]
     first_keys = jax.vmap(lambda key: jax.random.fold_in(key, program.length))(keys)  # no step has that number
     first = jax.vmap(warping.draw)(first_keys, warping.warp(logits, sampling))
     tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
@@ -153,8 +153,8 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
 def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> DecodeState:
     """One step: draft a tree, verify it in one pass of the target, commit the accepted path. Finished rows stay put."""
     drafted, drafter = propose(program, params, state, sampling)
-    features, logits, fresh = target_pass(program, params, state, drafted, sampling)
-    verdict = decide(program, state, drafted, logits, features, rule, sampling)
+    features, fresh = target_pass(program, params, state, drafted)
+    verdict = decide(program, params, state, drafted, features, rule, sampling)
     return commit(program, state, drafted, drafter, features, fresh, verdict)
 
 
@@ -212,18 +212,11 @@ def propose(program: Program, params, state: DecodeState, sampling: Sampling) ->
     return draft(drafter, target, program.tree, state.drafter, keys, sampling, state.count, program.layout)
 
 
-def target_pass(
-    program: Program, params, state: DecodeState, drafted: Draft, sampling: Sampling
-) -> tuple[jax.Array, jax.Array, Segment]:
-    """Second part: one pass over all nodes. Features [R, N, d], guided logits [B, N, V], the nodes' keys and values."""
+def target_pass(program: Program, params, state: DecodeState, drafted: Draft) -> tuple[jax.Array, Segment]:
+    """Second part: one pass over all nodes. Their features [R, N, d], and their keys and values."""
     target = nnx.merge(program.target, params["target"])
-    rows, batch = state.length.shape[0], state.count.shape[0]
-    if isinstance(program.tree, Tree):
-        depths = jnp.asarray(program.tree.topology.depths)[None]
-        ancestors = jnp.asarray(program.tree.topology.ancestors)[None]
-    else:
-        depths, ancestors = drafted.topology.depths, drafted.topology.ancestors
-    branches = rows // batch
+    branches = _branches(state)
+    depths, ancestors = _shape_of(program, drafted)
     if depths.shape[0] > 1:
         depths, ancestors = jnp.concatenate([depths] * branches), jnp.concatenate([ancestors] * branches)
     context = Context(
@@ -232,26 +225,40 @@ def target_pass(
         (kv.filled(state.cache[0].key.shape[2], state.length, state.holes),),
     )
     embeddings = target.embed(jnp.maximum(drafted.tokens, 0))
-    features, fresh = target(jnp.concatenate([embeddings] * branches), context, (state.cache,))
-    logits = _guided(program, target.logits(features), sampling, state.count[:, None] + depths[:batch])
-    return features, logits, fresh
+    return target(jnp.concatenate([embeddings] * branches), context, (state.cache,))
 
 
 def decide(
-    program: Program, state: DecodeState, drafted: Draft, logits: jax.Array, features: jax.Array, rule: Rule, sampling
+    program: Program,
+    params,
+    state: DecodeState,
+    drafted: Draft,
+    features: jax.Array,
+    rule: Rule,
+    sampling: Sampling,
 ) -> Verdict:
     """Third part: which drafts are accepted, and the token behind them; see `verify`."""
-    keys = _step_keys(state, 1)
-    warp = functools.partial(warping.warp, sampling=sampling)
-    conditional = features[: len(keys)]
-    if isinstance(program.tree, DynamicTree):
-        return jax.vmap(lambda k, t, topology, x, f: verify(k, topology, t, None, x, f, rule, warp))(
-            keys, drafted.tokens, drafted.topology, logits, conditional
-        )
-    topology, inner = program.tree.topology, np.array(program.tree.inner, np.int32)
-    return jax.vmap(lambda k, t, p, x, f: verify_inner(k, topology, inner, t, p, x, f, rule, warp))(
-        keys, drafted.tokens, drafted.probs, logits, conditional
+    target, keys = nnx.merge(program.target, params["target"]), _step_keys(state, 1)
+    warp, branches = functools.partial(warping.warp, sampling=sampling), _branches(state)
+    depths = jnp.broadcast_to(_shape_of(program, drafted)[0], drafted.tokens.shape)
+
+    def logits_at(nodes):  # int [B, n] -> [B, n, V]
+        chosen = jnp.take_along_axis(features, jnp.concatenate([nodes] * branches)[..., None], axis=1)
+        positions = state.count[:, None] + jnp.take_along_axis(depths, nodes, axis=1)
+        return _guided_logits(program, target, chosen, sampling, positions)
+
+    static = isinstance(program.tree, Tree)
+    inner = np.array(program.tree.inner if static else range(program.tree.num_nodes), np.int32)
+    logits = logits_at(jnp.broadcast_to(inner, (len(keys), len(inner)))) if len(inner) else None
+    topology = program.tree.topology if static else drafted.topology
+
+    def one(key, topology, tokens, draft_probs, logits, features):
+        return walk(key, topology, inner, tokens, draft_probs, logits, features, rule, warp)
+
+    walked = jax.vmap(one, (0, None if static else 0, 0, 0, 0, 0))(
+        keys, topology, drafted.tokens, drafted.probs, logits, features[: len(keys)]
     )
+    return jax.vmap(finish)(walked, warp(logits_at(walked.end[:, None])[:, 0]))
 
 
 def commit(
@@ -264,7 +271,7 @@ def commit(
     verdict: Verdict,
 ) -> DecodeState:
     """Fourth part: adds the accepted path and the bonus token to output, caches and sums."""
-    branches = state.length.shape[0] // state.count.shape[0]
+    branches = _branches(state)
     steps = jnp.arange(program.tree.depth + 1)
     path = jnp.maximum(verdict.path, 0)  # what lies behind the accepted nodes is written too, and overwritten later
     below = jnp.concatenate([path[:, 1:], path[:, :1]], axis=1)
@@ -274,7 +281,7 @@ def commit(
     tokens = jax.vmap(lambda t, e, at: jax.lax.dynamic_update_slice(t, e, (at,)))(state.tokens, emitted, state.count)
 
     row_path, row_kept = jnp.concatenate([path] * branches), jnp.concatenate([kept] * branches)
-    cache = kv.write(state.cache, kv.take(fresh, row_path), state.length)
+    cache = kv.write(state.cache, kv.take(fresh, row_path), state.length, after=features[:, 0, 0])
     if drafter is not None:
         drafter = drafter.replace(
             tokens=emitted,
@@ -305,10 +312,23 @@ run_jit = jax.jit(run, static_argnums=0, donate_argnums=2)
 generate_jit = jax.jit(generate, static_argnums=0)
 
 
-def _guided(program: Program, logits: jax.Array, sampling: Sampling, positions: jax.Array) -> jax.Array:
-    """Guided logits [B, n, V] of the tokens at output `positions` int [B, n], from logits [R, n, V]."""
-    batch = positions.shape[0]
-    logits = warping.guide(logits.reshape(-1, batch, *logits.shape[1:]), sampling.guidance)
+def _shape_of(program: Program, drafted: Draft) -> tuple[jax.Array, jax.Array]:
+    """Depths int [1 or B, N] and ancestor masks bool [1 or B, N, N] of the draft tree."""
+    if isinstance(program.tree, Tree):
+        return jnp.asarray(program.tree.topology.depths)[None], jnp.asarray(program.tree.topology.ancestors)[None]
+    return drafted.topology.depths, drafted.topology.ancestors
+
+
+def _branches(state: DecodeState) -> int:
+    return state.length.shape[0] // state.count.shape[0]
+
+
+def _guided_logits(
+    program: Program, target, features: jax.Array, sampling: Sampling, positions: jax.Array
+) -> jax.Array:
+    """Guided logits [B, n, V] of the tokens at output `positions` int [B, n], from features [R, n, d]."""
+    features = features.reshape(-1, *positions.shape, features.shape[-1])
+    logits = warping.guided_logits(target.logits, features, sampling.guidance, linear=target.linear_head)
     return logits if program.layout is None else program.layout.constrain(logits, positions)
 
 

@@ -1,13 +1,14 @@
 """Drafting: a drafter fills a tree with tokens, level by level.
 
-The drafter is any module with `rope(slots)`, `__call__(embeddings, features, context, past)` and `logits(hidden,
-target)` (see `models.eagle`). It keeps a cache of its own, which holds pairs of accepted tokens and *true* target
-features; at the start of every step it takes in the pairs that the last step accepted.
+The drafter is any module with `rope(slots)`, `__call__(embeddings, features, context, past)`, `logits(hidden, target)`
+and `linear_head(target)` (see `models.eagle`). It keeps a cache of its own, which holds pairs of accepted tokens and
+*true* target features; at the start of every step it takes in the pairs that the last step accepted.
 
 Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `N` nodes, `M` inner nodes, `V` tokens,
 `D` depth, `d` model width.
 """
 
+import functools
 import itertools
 
 import jax
@@ -17,7 +18,7 @@ from flax import struct
 
 from cascade_jax import cache as kv
 from cascade_jax.cache import Context, Segment
-from cascade_jax.sampling import Layout, Sampling, distinct, guide, warp_logits
+from cascade_jax.sampling import Layout, Sampling, distinct, guided_logits, warp_logits
 from cascade_jax.tree import DynamicTree, Topology, Tree
 
 
@@ -64,8 +65,9 @@ class _Head:
 
     def __call__(self, drafter, target, layout: Layout | None, hidden: jax.Array, depth: int) -> jax.Array:
         batch = self.position.shape[0]
-        logits = drafter.logits(hidden, target)
-        logits = guide(logits.reshape(-1, batch, *logits.shape[1:]), self.sampling.guidance)
+        hidden = hidden.reshape(-1, batch, *hidden.shape[1:])
+        head = functools.partial(drafter.logits, target=target)
+        logits = guided_logits(head, hidden, self.sampling.guidance, linear=drafter.linear_head(target))
         if layout is not None:
             logits = layout.constrain(logits, self.position[:, None] + depth)
         return jax.nn.log_softmax(warp_logits(logits, self.sampling), axis=-1)
@@ -113,7 +115,8 @@ def take_in(drafter, target, state: DrafterState) -> tuple[jax.Array, DrafterSta
     hidden, fresh = drafter(embeddings, state.features, context, (state.cache,))
     pending = _tile(state.pending, rows)
     last = jnp.take_along_axis(hidden, (pending - 1)[:, None, None], axis=1)[:, 0]
-    return last, state.replace(cache=kv.write(state.cache, fresh, state.length), length=state.length + pending)
+    cache = kv.write(state.cache, fresh, state.length, after=last[:, 0])
+    return last, state.replace(cache=cache, length=state.length + pending)
 
 
 def _fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout) -> Draft:

@@ -5,6 +5,7 @@ what makes strict verification lossless for the *warped* distribution.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,17 @@ def guide(logits: jax.Array, guidance: jax.Array | None) -> jax.Array:
     return unconditional + guidance * (conditional - unconditional)
 
 
+def guided_logits(head: Callable, features: jax.Array, guidance: jax.Array | None, *, linear: bool) -> jax.Array:
+    """Guided logits [B, ..., V] of features [G, B, ..., d], by a `head` that maps features to logits.
+
+    A linear head may be applied to guided features instead of both branches' own, which is half the work. That is done
+    in float32 only: a narrower type would round what guidance has magnified.
+    """
+    if linear and features.dtype == jnp.float32:
+        return head(guide(features, guidance))
+    return guide(head(features), guidance)
+
+
 def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """The probabilities [..., V] from which a token with these (guided) logits [..., V] is drawn."""
     return jax.nn.softmax(warp_logits(logits, sampling), axis=-1)
@@ -66,7 +78,7 @@ def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
 def warp_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Temperature, then top-k, then top-p on logits [..., V]: excluded tokens become -inf."""
     greedy = sampling.temperature == 0
-    best = jnp.arange(logits.shape[-1]) == jnp.argmax(logits, axis=-1, keepdims=True)
+    best = jnp.arange(logits.shape[-1]) == likeliest(logits)[..., None]
     scaled = logits / jnp.where(greedy, 1.0, sampling.temperature)
     logits = jnp.where(greedy & ~best, EXCLUDED, scaled)
     if sampling.top_k is not None:
@@ -74,6 +86,13 @@ def warp_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     if sampling.top_p is not None:
         logits = jnp.where(in_nucleus(logits, sampling.top_p), logits, EXCLUDED)
     return logits
+
+
+def likeliest(logits: jax.Array) -> jax.Array:
+    """The first of the largest along the last axis, int [...]; argmax as two plain reductions, which vectorise."""
+    tokens = jnp.arange(logits.shape[-1])
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits == top, tokens, logits.shape[-1] - 1), axis=-1)
 
 
 def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
@@ -135,7 +154,7 @@ class Layout:
 
 def draw(key: jax.Array, probs: jax.Array) -> jax.Array:
     """One token from probabilities [V]."""
-    return jax.random.categorical(key, jnp.log(probs)).astype(jnp.int32)
+    return likeliest(jnp.log(probs) + jax.random.gumbel(key, probs.shape)).astype(jnp.int32)
 
 
 def draw_distinct(key: jax.Array, log_probs: jax.Array, count: int) -> jax.Array:

@@ -2,8 +2,9 @@
 
 In three phases. `examine` does the vocabulary-sized work for all inner nodes at once: what remains of the target's
 distribution when each child comes up, and what the acceptance rule could add to it. `descend` walks from the root over
-levels and siblings with scalars in hand: the ledger, the random numbers, the decision. The last phase draws the bonus
-token from what remains where the walk ended. `jax.vmap` gives the batch.
+levels and siblings with scalars in hand: the ledger, the random numbers, the decision. `finish` draws the bonus token
+from what remains where the walk ended. The last phase stands apart because a leaf's distribution is needed only if the
+walk ends there: decoding computes it then, for one node. `jax.vmap` gives the batch.
 """
 
 from collections.abc import Callable
@@ -39,6 +40,26 @@ class Verdict:
     nominal: jax.Array
     coupled: jax.Array
     diverged: jax.Array
+
+
+@struct.dataclass
+class Walk:
+    """A verification step before the bonus token is drawn. `path`, `nominal`, `coupled`, `diverged`: as in `Verdict`.
+
+    Attributes:
+      end: int, the last accepted node.
+      leftover: [V], the target's residual after all of its children were rejected; zeros where it has none. None if
+        the tree is a lone root.
+      key: for the bonus token.
+    """
+
+    path: jax.Array
+    end: jax.Array
+    leftover: jax.Array | None
+    nominal: jax.Array
+    coupled: jax.Array
+    diverged: jax.Array
+    key: jax.Array
 
 
 @struct.dataclass
@@ -91,24 +112,31 @@ def verify(
     else:
         inner, topology = np.arange(len(tokens), dtype=np.int32), tree
     draft = None if draft_probs is None else draft_probs[inner]
-    return verify_inner(key, topology, inner, tokens, draft, target_logits, features, rule, warp)
+    walked = walk(key, topology, inner, tokens, draft, target_logits[inner], features, rule, warp)
+    return finish(walked, warp(target_logits[walked.end]))
 
 
-def verify_inner(key, topology, inner, tokens, draft_probs, target_logits, features, rule, warp) -> Verdict:
-    """`verify`, given the ids of the inner nodes [M] and the drafter's distributions at these alone [M, V]."""
+def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rule, warp) -> Walk:
+    """`verify` but for the bonus token, given the ids of the inner nodes [M], and the drafter's distributions and the
+    target's logits at these alone, [M, V]."""
     walk_key, bonus_key = jax.random.split(key)
     if len(inner) == 0 or topology.depth == 0:
         zero = jnp.float32(0)
-        bonus = sampling.draw(bonus_key, warp(target_logits[0]))
-        return Verdict(jnp.zeros(1, jnp.int32), jnp.int32(0), bonus, zero, zero, jnp.bool_(False))
-    probs = warp(target_logits[inner])
-    candidates = examine(topology, inner, tokens, draft_probs, probs, features, rule)
+        return Walk(jnp.zeros(1, jnp.int32), jnp.int32(0), None, zero, zero, jnp.bool_(False), bonus_key)
+    candidates = examine(topology, inner, tokens, draft_probs, warp(target_logits), features, rule)
     path, end, charges = descend(walk_key, topology, inner, candidates, rule)
     slot = jnp.asarray(slots(inner, len(tokens)))[end]
     has_children = jnp.any(candidates.nodes[slot] >= 0) & (slot >= 0)
-    leftover = jnp.where(has_children, candidates.leftover[slot], warp(target_logits[end]))
-    nominal, coupled, diverged = charges
-    return Verdict(path, jnp.sum(path > 0), sampling.draw(bonus_key, leftover), nominal, coupled, diverged)
+    leftover = jnp.where(has_children, candidates.leftover[slot], 0.0)
+    return Walk(path, end, leftover, *charges, bonus_key)
+
+
+def finish(walk: Walk, probs: jax.Array) -> Verdict:
+    """Draws the bonus token, given the target's distribution [V] at the walk's end."""
+    if walk.leftover is not None:
+        probs = jnp.where(jnp.any(walk.leftover > 0), walk.leftover, probs)
+    bonus = sampling.draw(walk.key, probs)
+    return Verdict(walk.path, jnp.sum(walk.path > 0), bonus, walk.nominal, walk.coupled, walk.diverged)
 
 
 def slots(inner: np.ndarray, size: int) -> np.ndarray:

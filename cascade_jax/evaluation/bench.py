@@ -203,8 +203,8 @@ def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
         for _ in range(taken):
             memory, state = state.drafter, state.replace(drafter=None)
             drafted, memory = clocked("draft", _propose, program, params, memory, state, sampling)
-            features, logits, fresh = clocked("target", _target_pass, program, params, state, drafted, sampling)
-            verdict = clocked("verify", _decide, program, state, drafted, logits, features, method.rule, sampling)
+            features, fresh = clocked("target", _target_pass, program, params, state, drafted)
+            verdict = clocked("verify", _decide, program, params, state, drafted, features, method.rule, sampling)
             state = clocked("commit", _commit, program, state, drafted, memory, features, fresh, verdict)
         if repeat:
             prefills.append(prefill)

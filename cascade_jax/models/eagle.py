@@ -59,3 +59,7 @@ class Eagle1(nnx.Module):
     def logits(self, hidden: jax.Array, target: nnx.Module) -> jax.Array:
         """Feature estimates [..., d] to float32 logits [..., V] by the target's head."""
         return target.logits(hidden)
+
+    def linear_head(self, target: nnx.Module) -> bool:
+        """Whether `logits` is a linear map of the hidden states."""
+        return target.linear_head

@@ -76,6 +76,8 @@ class CaptionEmbedder(nnx.Module):
 class LlamaGen(nnx.Module):
     """The transformer. Features are the outputs of the last norm; `logits` maps them to the code vocabulary."""
 
+    linear_head = True
+
     def __init__(self, config: LlamaGenConfig, *, rngs: nnx.Rngs):
         self.config = config
         if config.classes is None:
