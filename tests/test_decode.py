@@ -11,6 +11,7 @@ from tiny import generate, run
 import cascade_jax as cj
 from cascade_jax import decode
 from cascade_jax import tree as trees
+from cascade_jax.pipeline import picture_keys
 from cascade_jax.sampling import Layout, Sampling, warp
 from cascade_jax.tree import DynamicTree
 
@@ -238,6 +239,25 @@ def test_nothing_returns_to_the_host_between_prefill_and_last_token(tiny, sample
     with jax.transfer_guard("disallow"):
         state = run(program, params, state, rule, settings, limit)
     np.testing.assert_array_equal(tokens(state), tokens(sampled))
+
+
+@pytest.mark.parametrize("tree", [trees.ROOT, SMALL], ids=str)
+def test_a_step_writes_its_caches_in_place(tiny, tree):
+    state, settings = tiny.start(tree, SAMPLED), SAMPLED.checked()
+    arguments = tiny.program(tree), tiny.params(tree), state, cj.strict(), settings, jnp.int32(9)
+    compiled = decode.run_jit.lower(*arguments).compile().as_text()
+    shapes = {x.key.shape for x in (*state.cache, *(state.drafter.cache if state.drafter else ()))}
+    for shape in shapes:
+        array = f"f32[{','.join(map(str, shape))}]"
+        assert f"{array}{{3,2,1,0}} parameter" in compiled
+        assert not [line for line in compiled.splitlines() if f"= {array}" in line and " copy(" in line]
+
+
+def test_a_key_for_every_picture_is_as_good_as_one_for_all(tiny):
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(3), i))(jnp.arange(4))
+    np.testing.assert_array_equal(
+        jax.random.key_data(picture_keys(jax.random.key(3), np.arange(4))), jax.random.key_data(keys)
+    )
 
 
 def test_the_jitted_functions_are_the_ones_that_were_tested():

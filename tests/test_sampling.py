@@ -120,6 +120,29 @@ def test_guidance_extrapolates_from_the_unconditional_branch():
     np.testing.assert_array_equal(sampling.guide(logits[:1], None), logits[0])
 
 
+def test_a_linear_head_sees_guided_features_and_any_other_head_both_branches():
+    rng = np.random.default_rng(0)
+    features = jnp.asarray(rng.normal(size=(2, 3, 4, 8)), jnp.float32)  # [G, B, n, d]
+    kernel, calls = jnp.asarray(rng.normal(size=(8, 11)), jnp.float32), []
+
+    def head(x):
+        calls.append(x.shape)
+        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+
+    both = sampling.guided_logits(head, features, jnp.float32(3.0), linear=False)
+    mixed = sampling.guided_logits(head, features, jnp.float32(3.0), linear=True)
+    np.testing.assert_allclose(mixed, both, atol=1e-4)
+    sampling.guided_logits(head, features.astype(jnp.bfloat16), jnp.float32(3.0), linear=True)
+    assert calls == [(2, 3, 4, 8), (3, 4, 8), (2, 3, 4, 8)]
+    np.testing.assert_array_equal(sampling.guided_logits(head, features[:1], None, linear=True), head(features[0]))
+
+
+def test_the_likeliest_token_is_argmax():
+    x = np.random.default_rng(1).integers(0, 5, (50, 9)).astype(np.float32)  # full of ties
+    x[:10, :4] = -np.inf
+    np.testing.assert_array_equal(sampling.likeliest(jnp.asarray(x)), x.argmax(-1))
+
+
 def test_draws_without_replacement_have_their_conditional_probabilities():
     p = np.array([0.4, 0.3, 0.15, 0.1, 0.05, 0.0])
     draw = jax.jit(jax.vmap(lambda key: sampling.draw_distinct(key, jnp.log(p), 3)))

@@ -19,6 +19,7 @@ from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.cache import Context, bias, causal
 from cascade_jax.models.eagle import Eagle1, EagleConfig
 from cascade_jax.models.llamagen import LlamaGenConfig
+from cascade_jax.sampling import guided_logits
 from cascade_jax.scenes import captions, world
 from cascade_jax.training import losses
 from cascade_jax.training.loop import fit
@@ -86,8 +87,8 @@ def drafter_loss(graph, target_graph, drafter_params, batch, key, *, noise: floa
     predicted, true = predicted[:, first:], features[:, first + 1 :]  # after the first token and later
 
     def guided(hidden):
-        conditional, unconditional = target.logits(hidden).reshape(branches, rows, hidden.shape[1], -1)
-        return unconditional + batch["guidance"] * (conditional - unconditional)
+        hidden = hidden.reshape(branches, rows, *hidden.shape[1:])
+        return guided_logits(target.logits, hidden, batch["guidance"], linear=target.linear_head)
 
     p, q = guided(predicted), jax.lax.stop_gradient(guided(true))
     soft = jnp.mean(losses.soft_cross_entropy(q, p))
