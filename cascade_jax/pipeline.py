@@ -86,7 +86,12 @@ def load(model: str | os.PathLike = "scenes", dtype=None) -> Bundle:
     loaded = bundle.load(directory, dtype)
     if loaded.config.text == "scenes":
         table = loaded.params["text"]
-        loaded.read = lambda texts: [Prompt(features=table[captions.encode(captions.parse(text))]) for text in texts]
+
+        def read(texts: Sequence[str]) -> list[Prompt]:
+            ids = np.stack([captions.encode(captions.parse(text)) for text in texts])
+            return [Prompt(features=features) for features in table[captions.condition_ids(ids)]]
+
+        loaded.read = read
     return loaded
 
 

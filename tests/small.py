@@ -19,11 +19,13 @@ TARGET = LlamaGenConfig(
     heads=2,
     image_tokens=16,
     vocab_size=64,
-    condition_tokens=len(captions.SLOTS),
+    condition_tokens=captions.CONDITION_SLOTS,
     caption_dim=8,
     ffn_multiple=16,
 )
-DRAFTER = EagleConfig(BlockConfig(32, 2, 2, 16, 48, input_norm=False), grid=4, condition_slots=9)
+DRAFTER = EagleConfig(
+    BlockConfig(32, 2, 2, 16, 48, input_norm=False), grid=4, condition_slots=captions.CONDITION_SLOTS - 1
+)
 VQ = VQConfig(codebook_size=64, channels=8, channel_multipliers=(1, 1), res_blocks=1, z_channels=8, norm_groups=4)
 
 
@@ -54,7 +56,7 @@ def write_bundle(directory: str | pathlib.Path, *, drafter: bool = True, cascade
         "target": state(LlamaGen, TARGET),
         "drafter": state(Eagle1, DRAFTER) if drafter else None,
         "vq": state(VQModel, VQ),
-        "text": rng.normal(size=(captions.NUM_IDS, TARGET.caption_dim)).astype(np.float32),
+        "text": rng.normal(size=(captions.NUM_CONDITIONS, TARGET.caption_dim)).astype(np.float32),
     }
     bundle.save(directory, config, params)
     return pathlib.Path(directory)

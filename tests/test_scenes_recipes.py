@@ -33,7 +33,7 @@ def test_the_target_recipe_lowers_its_loss_and_logs_it(tmp_path):
     )
     tokenizer = VQModel(config, rngs=nnx.Rngs(0))  # 128 pixels to 4 x 4 codes
     params = target.train_target(tmp_path, tokenizer, steps=40, batch=2, config=small.TARGET)
-    assert params["text"].shape == (target.captions.NUM_IDS, small.TARGET.caption_dim)
+    assert params["text"].shape == (target.captions.NUM_CONDITIONS, small.TARGET.caption_dim)
     with open(tmp_path / "log.csv") as log:
         losses = [float(row["loss"]) for row in csv.DictReader(log)]
     assert losses[0] < 1.05 * np.log(64)  # a uniform guess

@@ -2,6 +2,7 @@
 
     attributes = parse("a small red ball on gravel under a cloudy sky")
     ids = encode(attributes)  # int32 [10], one id for each of SLOTS
+    conditions = condition_ids(ids)  # int32 [64], rows of the table of caption features
 
 A caption may leave anything but the shapes unsaid. It names all things there are: one thing named means exactly one.
 The things of attributes stand in canonical order: left to right if both places are known, otherwise as mentioned.
@@ -11,6 +12,8 @@ import dataclasses
 import re
 import string
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cascade_jax.scenes.world import COLOURS, GROUNDS, PLACES, SHAPES, SIZES, SKIES, Scene, Thing
@@ -26,6 +29,16 @@ SLOTS = tuple(_VALUES)
 # Every slot owns the ids [offset, offset + 1 + its number of values): "not said" first, then its values.
 OFFSETS = dict(zip(SLOTS, np.cumsum([0] + [1 + len(values) for values in _VALUES.values()]).tolist()))
 NUM_IDS = sum(1 + len(values) for values in _VALUES.values())
+
+# What the model is conditioned on: ground, sky, and of either thing its shape, colour and size, each together with the
+# thing's place. "Red on the left" is one row of the table, whichever thing it is said of. LlamaGen attends to all of
+# its condition slots alike, so their weight is their number: everything is said eight times.
+_REPEATS = 8
+_KINDS = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
+CONDITION_SLOTS = _REPEATS * (2 + 2 * len(_KINDS))
+# Of every kind the pairs of a value or "not said" with a place or "not said", then "there is no such thing".
+_PAIRS = {kind: (1 + len(values)) * (1 + len(PLACES)) + 1 for kind, values in _KINDS.items()}
+NUM_CONDITIONS = 1 + len(GROUNDS) + 1 + len(SKIES) + sum(_PAIRS.values())
 
 
 class UnknownWords(ValueError):
@@ -66,6 +79,20 @@ def encode(attributes: Attributes) -> np.ndarray:
         for slot, values in _VALUES.items()
     ]
     return np.array(ids, np.int32)
+
+
+def condition_ids(ids: jax.Array) -> jax.Array:
+    """The rows [..., CONDITION_SLOTS] of the model's table of caption features, given `encode`'s ids [..., 10]."""
+    said = {slot: ids[..., i] - OFFSETS[slot] for i, slot in enumerate(SLOTS)}  # 0: not said
+    rows = [said["ground"], 1 + len(GROUNDS) + said["sky"]]
+    for number in (1, 2):
+        first = 2 + len(GROUNDS) + len(SKIES)
+        absent = said[f"shape{number}"] == 0
+        for kind, pairs in _PAIRS.items():
+            pair = said[f"{kind}{number}"] * (1 + len(PLACES)) + said[f"place{number}"]
+            rows.append(first + jnp.where(absent, pairs - 1, pair))
+            first += pairs
+    return jnp.concatenate([jnp.stack(rows, axis=-1)] * _REPEATS, axis=-1)
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:

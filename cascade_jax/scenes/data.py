@@ -17,12 +17,15 @@ def scene_batch(seed: int, step: int, batch: int, *, complete: bool = False) -> 
     Returns:
       images: uint8 [B, 128, 128, 3]
       ids: int32 [B, 10], see `captions.encode`
+      cover: float32 [B, 128, 128], how much of each pixel is part of a thing
     """
-    images, ids = [], []
+    images, ids, covers = [], [], []
     for row in range(batch):
         rng = np.random.default_rng(np.random.SeedSequence((seed, step, row)))
         scene = world.sample_scene(rng)
-        images.append(world.render(scene, rng))
+        image, cover = world.render_and_cover(scene, rng)
+        images.append(image)
+        covers.append(cover)
         said = captions.attributes_of(scene) if complete else captions.parse(captions.describe(scene, rng))
         ids.append(captions.encode(said))
-    return {"images": np.stack(images), "ids": np.stack(ids)}
+    return {"images": np.stack(images), "ids": np.stack(ids), "cover": np.stack(covers)}

@@ -1,8 +1,7 @@
 """The scenes target: a small LlamaGen conditioned on what a caption says, and its recipe.
 
-The caption reader (`captions.parse`) yields ten attribute ids; a learned table turns them into the caption features
-that LlamaGen's own caption embedder takes. Table and transformer are trained together on freshly rendered, tokenised
-scenes.
+The caption reader (`captions.parse`) yields attributes; a learned table turns them into the caption features that
+LlamaGen's own caption embedder takes. Table and transformer are trained together on freshly rendered, tokenised scenes.
 
 While it trains, the embedding and the head of a code are each the sum of a table's row and a linear map of the code's
 vector in the tokenizer's codebook, so that what is learned of one code holds for those that look like it. With 4,096
@@ -23,7 +22,7 @@ from flax import nnx
 from cascade_jax.decode import Prefix, at_tokens, teacher_forced
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.vq import VQModel
-from cascade_jax.scenes import captions
+from cascade_jax.scenes import captions, world
 from cascade_jax.scenes.data import scene_batch
 from cascade_jax.training import loop
 
@@ -33,17 +32,19 @@ TARGET = LlamaGenConfig(
     heads=3,
     image_tokens=256,
     vocab_size=4096,
-    condition_tokens=len(captions.SLOTS),
+    condition_tokens=captions.CONDITION_SLOTS,
     caption_dim=64,
 )
 CONDITION_DROPOUT = 0.1
+THING_WEIGHT = 4.0
+DECAY = 0.4  # share of the steps in which the learning rate falls
 
 
 def init(config: LlamaGenConfig, seed: int, features: int) -> tuple[nnx.GraphDef, dict]:
-    """Fresh parameters: {"target": LlamaGen's state, "text": caption table [NUM_IDS, caption_dim], "codes": maps from
-    `code_features` [V, features] to what is added to the "embedding" and the "head" of each code}."""
+    """Fresh parameters: {"target": LlamaGen's state, "text": caption table [NUM_CONDITIONS, caption_dim], "codes": maps
+    from `code_features` [V, features] to what is added to the "embedding" and the "head" of each code}."""
     graphdef, state = nnx.split(LlamaGen(config, rngs=nnx.Rngs(seed)))
-    table = jax.random.normal(jax.random.key(seed + 1), (captions.NUM_IDS, config.caption_dim))
+    table = jax.random.normal(jax.random.key(seed + 1), (captions.NUM_CONDITIONS, config.caption_dim))
     embedding = 0.04 * jax.random.normal(jax.random.key(seed + 2), (features, config.dim)) * features**-0.5
     codes = {"embedding": embedding, "head": jnp.zeros((features, config.dim))}
     return graphdef, {"target": state, "text": table, "codes": codes}
@@ -66,10 +67,10 @@ def fold(params: dict, features: jax.Array) -> dict:
 
 
 def loss(graphdef, features, params, batch, key) -> tuple[jax.Array, dict]:
-    """Mean cross-entropy (nats) of the codes; every tenth row sees the unconditional caption."""
+    """Mean cross-entropy (nats) of the codes, weighed by batch["weights"]; every tenth row is unconditional."""
     params = fold(params, features)
     model = nnx.merge(graphdef, params["target"])
-    conditional = model.condition(params["text"][batch["ids"]])
+    conditional = model.condition(params["text"][captions.condition_ids(batch["ids"])])
     drop = jax.random.bernoulli(key, CONDITION_DROPOUT, (len(conditional), 1, 1))
     condition = jnp.where(drop, model.unconditional(len(conditional)), conditional)
     prefix = Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))
@@ -77,18 +78,19 @@ def loss(graphdef, features, params, batch, key) -> tuple[jax.Array, dict]:
     top, right = jnp.max(logits, axis=-1), jnp.take_along_axis(logits, batch["codes"][..., None], axis=-1)[..., 0]
     total = jax.nn.logsumexp(logits, axis=-1)
     metrics = {"top1_accuracy": jnp.mean(right == top), "top1_probability": jnp.mean(jnp.exp(top - total))}
-    return jnp.mean(total - right), metrics
+    nats = total - right
+    return jnp.sum(nats * batch["weights"]) / jnp.sum(batch["weights"]), metrics | {"nats": jnp.mean(nats)}
 
 
 def optimizer(steps: int, rate: float = 0.01, adam_rate: float = 1.5e-3) -> optax.GradientTransformation:
-    """Muon on the blocks' matrices, Adam on the rest; warm-up, constant, linear decay over the last 40 %."""
+    """Muon on the blocks' matrices, Adam on the rest; warm-up, constant, linear decay at the end."""
     shape = optax.join_schedules(
         [
             optax.linear_schedule(0.0, 1.0, min(100, steps // 10 + 1)),
             optax.constant_schedule(1.0),
-            optax.linear_schedule(1.0, 0.0, int(0.4 * steps)),
+            optax.linear_schedule(1.0, 0.0, int(DECAY * steps)),
         ],
-        [min(100, steps // 10 + 1), steps - int(0.4 * steps)],
+        [min(100, steps // 10 + 1), steps - int(DECAY * steps)],
     )
 
     def matrices(params):
@@ -121,7 +123,9 @@ def train_target(
 ) -> dict:
     """Trains the target on renders tokenised by `tokenizer`: {"target": LlamaGen's state, "text": caption table}.
 
-    Every other batch comes with all there is to say of its scenes, the others with what a random caption says.
+    Every other batch comes with all there is to say of its scenes, the others with what a random caption says. Before
+    the learning rate decays, codes that show part of a thing weigh more: what a caption says of things decides few
+    tokens, and is learned last.
     """
     codes = code_features(tokenizer.codebook())
     graphdef, params = init(config, seed, codes.shape[1])
@@ -132,9 +136,13 @@ def train_target(
         model = nnx.merge(vq_graphdef, vq_state)
         return model.encode_codes(images.astype(jnp.float32) / 127.5 - 1).reshape(len(images), -1)
 
+    cell = world.PIXELS // config.grid
+
     def make_batch(step):
         rows = scene_batch(seed, step, batch, complete=step % 2 == 0)
-        return {"codes": encode(rows["images"]), "ids": rows["ids"]}
+        things = rows["cover"].reshape(batch, config.grid, -1, config.grid, cell).max((2, 4)).reshape(batch, -1) > 0.1
+        weights = np.where(things & (step < (1 - DECAY) * steps), THING_WEIGHT, 1.0).astype(np.float32)
+        return {"codes": encode(rows["images"]), "ids": rows["ids"], "weights": weights}
 
     params = loop.fit(
         functools.partial(loss, graphdef, codes),

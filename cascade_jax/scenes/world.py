@@ -70,6 +70,11 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     Raises:
       ValueError: if the scene leaves something unsaid.
     """
+    return render_and_cover(scene, rng)[0]
+
+
+def render_and_cover(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """As `render`, and how much of each pixel is part of a thing: float32 [128, 128], from 0 to 1."""
     if None in (scene.ground, scene.sky) or any(None in (t.colour, t.size, t.place) for t in scene.things):
         raise ValueError(f"only a complete scene can be rendered, not {scene}")
     light = _unit(rng.uniform(0.35, 0.9) * _sign(rng), -rng.uniform(0.6, 0.9), rng.uniform(0.5, 0.8))
@@ -81,13 +86,15 @@ def render(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     solids = _arrange(scene.things, horizon, rng)
     for solid in solids:
         _cast_shadow(picture, solid, light, strength=_SHADOWS[scene.sky])
+    covered = np.zeros((PIXELS, PIXELS), np.float32)
     for solid in solids:
-        _draw(picture, solid, light, lamp, rng)
+        rows, columns, cover = _draw(picture, solid, light, lamp, rng)
+        np.maximum(covered[rows, columns], cover, out=covered[rows, columns])
     top, left = rng.integers(0, 512 - PIXELS, 2)
     picture += rng.uniform(0.01, 0.0135) * _grain()[:, top : top + PIXELS, left : left + PIXELS]
     picture *= 255
     picture += 0.5
-    return np.ascontiguousarray(np.clip(picture, 0, 255, out=picture).astype(np.uint8).transpose(1, 2, 0))
+    return np.ascontiguousarray(np.clip(picture, 0, 255, out=picture).astype(np.uint8).transpose(1, 2, 0)), covered
 
 
 _LAMPS = {"clear": (1.04, 1.02, 0.98), "cloudy": (0.94, 0.96, 1.0), "sunset": (1.02, 0.90, 0.82)}
@@ -278,7 +285,7 @@ def _cast_shadow(picture, solid, light, strength):
 
 
 def _draw(picture, solid, light, lamp, rng):
-    """Draws one solid with shading, a faint surface pattern and anti-aliased edges."""
+    """Draws one solid with shading, a faint surface pattern and anti-aliased edges; returns where, and its cover."""
     r = solid.radius
     rows, columns, y, x = _window(solid.x, solid.y - r, 1.1 * r, 1.1 * r)
     cover, shade, gloss, grain = _SOLIDS[solid.thing.shape](x / r, y / r, r, light, rng)
@@ -292,6 +299,7 @@ def _draw(picture, solid, light, lamp, rng):
     surface = _channels(tone * lamp) * shade + 0.5 * gloss
     region = picture[:, rows, columns]
     region += (surface - region) * cover
+    return rows, columns, cover
 
 
 def _ball(x, y, r, light, rng):
