@@ -21,7 +21,12 @@ from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, 
 
 @dataclass(frozen=True)
 class LlamaGenConfig:
-    """Sizes of a LlamaGen transformer. `classes` is None for a text-conditional model."""
+    """Sizes of a LlamaGen transformer. `classes` is None for a text-conditional model.
+
+    `condition_keys` lets the condition slots stand at the picture's corner, like a code there, instead of taking away
+    their queries and keys as the published models do. Then a model can choose what it reads of the condition, and the
+    condition's place tells it where in the picture it is.
+    """
 
     dim: int
     layers: int
@@ -35,6 +40,7 @@ class LlamaGenConfig:
     ffn_multiple: int = 256
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
+    condition_keys: bool = False
 
     def __post_init__(self):
         if self.grid**2 != self.image_tokens:
@@ -57,7 +63,10 @@ class LlamaGenConfig:
     @cached_property
     def rope_table(self) -> np.ndarray:
         """[C + image_tokens, head_dim / 2, 2]: cosine and sine by slot; zeros at the condition slots."""
-        return rope_2d(self.grid, self.dim // self.heads, self.condition_tokens, self.rope_base)
+        table = rope_2d(self.grid, self.dim // self.heads, self.condition_tokens, self.rope_base)
+        if self.condition_keys:
+            table[: self.condition_tokens, :, 0] = 1.0
+        return table
 
 
 class CaptionEmbedder(nnx.Module):

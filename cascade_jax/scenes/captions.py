@@ -33,7 +33,7 @@ NUM_IDS = sum(1 + len(values) for values in _VALUES.values())
 # What the model is conditioned on: ground, sky, and of either thing its shape, colour and size, each together with the
 # thing's place. "Red on the left" is one row of the table, whichever thing it is said of. LlamaGen attends to all of
 # its condition slots alike, so their weight is their number: everything is said eight times.
-_REPEATS = 8
+_REPEATS = 1
 _KINDS = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
 CONDITION_SLOTS = _REPEATS * (2 + 2 * len(_KINDS))
 # Of every kind the pairs of a value or "not said" with a place or "not said", then "there is no such thing".

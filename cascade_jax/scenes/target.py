@@ -34,9 +34,11 @@ TARGET = LlamaGenConfig(
     vocab_size=4096,
     condition_tokens=captions.CONDITION_SLOTS,
     caption_dim=64,
+    condition_keys=True,
 )
 CONDITION_DROPOUT = 0.1
 THING_WEIGHT = 4.0
+BLIND = 0.25
 DECAY = 0.4  # share of the steps in which the learning rate falls
 
 
@@ -68,21 +70,27 @@ def fold(params: dict, features: jax.Array) -> dict:
 
 def loss(graphdef, features, params, batch, key) -> tuple[jax.Array, dict]:
     """Mean cross-entropy (nats) of the codes, weighed by batch["weights"]; every tenth row is unconditional."""
-    params = fold(params, features)
+    params, codes = fold(params, features), batch["codes"]
+    drop_key, *blind_keys = jax.random.split(key, 4)
+    blind = jax.random.bernoulli(blind_keys[0], BLIND, (len(codes), 1))
+    hidden = jax.random.uniform(blind_keys[1], codes.shape) < jax.random.uniform(blind_keys[2], blind.shape, minval=0.5)
+    seen = jnp.where(blind & hidden, len(features), codes)
+    table = params["target"]["embedding"]
+    table.set_value(jnp.pad(table[...], ((0, 1), (0, 0))))  # what a hidden code looks like: nothing
     model = nnx.merge(graphdef, params["target"])
     conditional = model.condition(params["text"][captions.condition_ids(batch["ids"])])
-    drop = jax.random.bernoulli(key, CONDITION_DROPOUT, (len(conditional), 1, 1))
+    drop = jax.random.bernoulli(drop_key, CONDITION_DROPOUT, (len(conditional), 1, 1))
     condition = jnp.where(drop, model.unconditional(len(conditional)), conditional)
     prefix = Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))
-    logits = model.logits(at_tokens(teacher_forced(model, prefix, batch["codes"]), prefix, batch["codes"].shape[1]))
-    top, right = jnp.max(logits, axis=-1), jnp.take_along_axis(logits, batch["codes"][..., None], axis=-1)[..., 0]
+    logits = model.logits(at_tokens(teacher_forced(model, prefix, seen), prefix, seen.shape[1]))
+    top, right = jnp.max(logits, axis=-1), jnp.take_along_axis(logits, codes[..., None], axis=-1)[..., 0]
     total = jax.nn.logsumexp(logits, axis=-1)
     metrics = {"top1_accuracy": jnp.mean(right == top), "top1_probability": jnp.mean(jnp.exp(top - total))}
     nats = total - right
     return jnp.sum(nats * batch["weights"]) / jnp.sum(batch["weights"]), metrics | {"nats": jnp.mean(nats)}
 
 
-def optimizer(steps: int, rate: float = 0.01, adam_rate: float = 1.5e-3) -> optax.GradientTransformation:
+def optimizer(steps: int, rate: float = 0.004, adam_rate: float = 1.5e-3) -> optax.GradientTransformation:
     """Muon on the blocks' matrices, Adam on the rest; warm-up, constant, linear decay at the end."""
     shape = optax.join_schedules(
         [

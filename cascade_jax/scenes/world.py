@@ -83,6 +83,9 @@ def render_and_cover(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray
     # Channels first while painting: numpy broadcasts over rows of pixels much faster than over triples.
     picture = _sky(scene.sky, horizon, light, rng)
     _lay_ground(picture, scene.ground, horizon, lamp, rng)
+    top, left = rng.integers(0, 512 - PIXELS, 2)
+    grain = rng.uniform(0.01, 0.0135) * _grain()[:, top : top + PIXELS, left : left + PIXELS]
+    # What has to do with things comes last: scenes that differ in these alone share everything else.
     solids = _arrange(scene.things, horizon, rng)
     for solid in solids:
         _cast_shadow(picture, solid, light, strength=_SHADOWS[scene.sky])
@@ -90,8 +93,7 @@ def render_and_cover(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray
     for solid in solids:
         rows, columns, cover = _draw(picture, solid, light, lamp, rng)
         np.maximum(covered[rows, columns], cover, out=covered[rows, columns])
-    top, left = rng.integers(0, 512 - PIXELS, 2)
-    picture += rng.uniform(0.01, 0.0135) * _grain()[:, top : top + PIXELS, left : left + PIXELS]
+    picture += grain
     picture *= 255
     picture += 0.5
     return np.ascontiguousarray(np.clip(picture, 0, 255, out=picture).astype(np.uint8).transpose(1, 2, 0)), covered
