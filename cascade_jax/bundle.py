@@ -2,6 +2,7 @@
 
     DIR/config.json   what it is: family, sizes, layout, sampling defaults; plain to read
     DIR/params/       an orbax checkpoint: {"target", "drafter", "vq", "text"}, each a tree of arrays
+    DIR/tokenizer.json  the text tokenizer, where prompts are text tokens (text: "tokens")
 
 A bundle is written to a temporary directory beside its destination and renamed: a destination is never half a bundle.
 """
@@ -20,36 +21,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx, struct
+from flax import nnx
 
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
+from cascade_jax.models.families import FAMILIES, TargetConfig
+from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.transformer import BlockConfig
 from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 
 FORMAT = 1
+TOKENIZER = "tokenizer.json"
 
 
 class BundleError(ValueError):
     """A model directory that cannot be used; the message is one line and says what would help."""
-
-
-@struct.dataclass
-class Prompt:
-    """A prompt that is already encoded.
-
-    Attributes:
-      ids: int [] for a class-conditional model; None otherwise.
-      features: float [C, caption_dim], what the text encoder made of a caption; None for a class.
-      mask: bool [C], false at padding; None where there is none.
-    """
-
-    ids: jax.Array | None = None
-    features: jax.Array | None = None
-    mask: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,18 +45,19 @@ class Config:
     """A bundle's config.json.
 
     Attributes:
-      family: which architecture the target has.
+      family: which architecture the target has, one of `models.families.FAMILIES`.
       target: its sizes.
       drafter: the drafter's sizes; None without one.
       vq: the picture tokenizer's sizes.
-      text: which text encoder reads the prompts; None where prompts come encoded.
+      text: which text encoder reads the prompts: "tokens" is the bundle's tokenizer alone, of a target that reads text
+        itself; "scenes" the embedded model's captions; None where prompts come encoded.
       sampling: default sampling settings.
       cascade: default thresholds of the cascade rule.
       origin: where the weights came from: source files, digests, recipe.
     """
 
     family: str
-    target: LlamaGenConfig
+    target: TargetConfig
     drafter: EagleConfig | None
     vq: VQConfig
     text: str | None = None
@@ -100,12 +89,12 @@ class Bundle:
     @property
     def length(self) -> int:
         """Output tokens of a picture."""
-        return self.config.target.image_tokens
+        return self.config.target.length
 
     @property
     def layout(self) -> Layout | None:
         """What may stand where in the output."""
-        return None
+        return self.config.target.layout
 
     def program(self, tree: Tree | DynamicTree) -> Program:
         """The decoding program of this model with `tree`.
@@ -143,40 +132,32 @@ class Bundle:
 
     def prefix(self, prompts: Sequence[Prompt], guided: bool) -> Prefix:
         """What stands before the first output token, for both guidance branches or the conditional one alone."""
-        return _prefix(self._graphs["target"], self.params["target"], _stacked(prompts), guided)
+        stacked = self.config.target.stack(prompts)
+        return _prefix(self._graphs["target"], self.params["target"], stacked, guided)
 
     def images(self, tokens: jax.Array) -> np.ndarray:
         """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
-        side = self.config.target.grid
-        return np.asarray(self._decode_images(self.params["vq"], tokens.reshape(-1, side, side)))
-
-
-def _stacked(prompts: Sequence[Prompt]) -> Prompt:
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *prompts)
+        return np.asarray(self._decode_images(self.params["vq"], self.config.target.codes(tokens)))
 
 
 @jax.jit(static_argnums=(0, 3))
-def _prefix(graph, state, prompt: Prompt, guided: bool) -> Prefix:
-    model: LlamaGen = nnx.merge(graph, state)
-    given = prompt.ids if prompt.features is None else prompt.features
-    batch, slots = len(given), model.config.condition_tokens
-    x, holes = model.condition(given), None
-    if prompt.mask is not None:
-        holes = ~prompt.mask
-    if guided:
-        x = jnp.concatenate([x, model.unconditional(batch)])
-        holes = None if holes is None else jnp.concatenate([holes, jnp.zeros_like(holes)])
-    # LlamaGen's drafters see the embedding of token 0 at the condition's slots.
-    drafter = jnp.broadcast_to(model.embed(jnp.zeros((), jnp.int32)), x.shape)
-    return Prefix(x, drafter, jnp.full(len(x), slots, jnp.int32), holes)
+def _prefix(graph, state, stacked, guided: bool) -> Prefix:
+    return nnx.merge(graph, state).prefix(stacked, guided)
 
 
-def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], dtype=jnp.bfloat16) -> None:
+def save(
+    directory: str | os.PathLike,
+    config: Config,
+    params: dict[str, Any],
+    dtype=jnp.bfloat16,
+    tokenizer: str | os.PathLike | None = None,
+) -> None:
     """Writes a bundle; `directory` appears whole or not at all, and replaces a bundle that is there.
 
     Args:
       params: as `Bundle.params`.
       dtype: of the floating-point arrays on disk.
+      tokenizer: the file that becomes the bundle's tokenizer.json.
     """
     directory = pathlib.Path(directory)
     tree = {name: plain(part) for name, part in params.items() if part is not None}
@@ -184,6 +165,8 @@ def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], d
     with replaced(directory) as temporary:
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "params", tree)
+        if tokenizer is not None:
+            shutil.copyfile(tokenizer, temporary / TOKENIZER)
         (temporary / "config.json").write_text(json.dumps({"format": FORMAT, **_to_json(config)}, indent=2) + "\n")
 
 
@@ -263,7 +246,7 @@ def replaced(directory: pathlib.Path):
 def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     """Graph definition and shapes of every part, without any memory."""
     parts: dict[str, Callable[[], nnx.Module]] = {
-        "target": lambda: LlamaGen(config.target, rngs=nnx.Rngs(0)),
+        "target": lambda: FAMILIES[config.family].module(config.target, rngs=nnx.Rngs(0)),
         "vq": lambda: VQModel(config.vq, rngs=nnx.Rngs(0)),
     }
     if config.drafter is not None:
@@ -298,14 +281,14 @@ def _to_json(config: Config) -> dict:
 
 
 def _from_json(raw: dict) -> Config:
-    if raw["family"] != "llamagen":
-        raise BundleError(f"unknown model family {raw['family']!r}; this version knows: llamagen")
+    if (family := FAMILIES.get(raw["family"])) is None:
+        raise BundleError(f"unknown model family {raw['family']!r}; this version knows: {', '.join(FAMILIES)}")
     drafter = raw.pop("drafter")
     if drafter is not None:
         drafter = EagleConfig(**{**drafter, "block": BlockConfig(**drafter["block"])})
     vq = raw.pop("vq")
     vq = VQConfig(**{**vq, "channel_multipliers": tuple(vq["channel_multipliers"])})
-    return Config(target=LlamaGenConfig(**raw.pop("target")), drafter=drafter, vq=vq, **raw)
+    return Config(target=family.config(**raw.pop("target")), drafter=drafter, vq=vq, **raw)
 
 
 def default_sampling(config: Config) -> Sampling:

@@ -12,6 +12,7 @@ from flax import nnx, struct
 from cascade_jax import acceptance, bundle, decode
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
+from cascade_jax.models import text as text_tokens
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions
 from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
@@ -87,6 +88,8 @@ def load(model: str | os.PathLike = "scenes", dtype=None) -> Bundle:
     if loaded.config.text == "scenes":
         table = loaded.params["text"]
         loaded.read = lambda texts: [Prompt(features=table[captions.encode(captions.parse(text))]) for text in texts]
+    elif loaded.config.text == "tokens":
+        loaded.read = text_tokens.reader(directory / bundle.TOKENIZER, loaded.config.target)
     return loaded
 
 
