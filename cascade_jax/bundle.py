@@ -1,8 +1,10 @@
 """A model directory, a *bundle*: everything needed to go from a prompt to a picture.
 
     DIR/config.json   what it is: family, sizes, layout, sampling defaults; plain to read
-    DIR/params/       an orbax checkpoint: {"target", "drafter", "vq", "text"}, each a tree of arrays
-    DIR/tokenizer.json  the text tokenizer, where prompts are text tokens (text: "tokens")
+    DIR/params/       orbax checkpoints that together hold {"target", "drafter", "vq", "text"}, each a tree of arrays:
+                      one, or several in folders 0, 1, ..., so that a large model is written piece by piece
+    DIR/text/         what the text encoder needs beside its parameters, such as tokenizer.json
+    DIR/neighbours.npy  LANTERN's table, int32 [codes, k]; optional
 
 A bundle is written to a temporary directory beside its destination and renamed: a destination is never half a bundle.
 """
@@ -14,6 +16,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,15 +28,25 @@ from flax import nnx
 
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.families import FAMILIES, TargetConfig
+from cascade_jax.models.families import TARGETS
 from cascade_jax.models.prompt import Prompt
-from cascade_jax.models.transformer import BlockConfig
+from cascade_jax.models.t5 import T5Config, T5Encoder
 from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 
 FORMAT = 1
-TOKENIZER = "tokenizer.json"
+SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
+
+# What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
+# first is what a config.json without a name means.
+KINDS: dict[str, dict[str, tuple[type, type]]] = {
+    "target": TARGETS,
+    "vq": {"llamagen": (VQConfig, VQModel)},
+    "drafter": {"eagle1": (EagleConfig, Eagle1)},
+    "text": {"t5": (T5Config, T5Encoder)},
+}
+_FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
 
 
 class BundleError(ValueError):
@@ -45,25 +58,29 @@ class Config:
     """A bundle's config.json.
 
     Attributes:
-      family: which architecture the target has, one of `models.families.FAMILIES`.
+      family: which architecture the target has, one of `models.families.TARGETS`.
       target: its sizes.
       drafter: the drafter's sizes; None without one.
       vq: the picture tokenizer's sizes.
-      text: which text encoder reads the prompts: "tokens" is the bundle's tokenizer alone, of a target that reads text
-        itself; "scenes" the embedded model's captions; None where prompts come encoded.
+      text: how prompts are read: "scenes", "t5", "class" (a class's number), "tokens" (the target reads text itself);
+        None where they come encoded.
       sampling: default sampling settings.
       cascade: default thresholds of the cascade rule.
       origin: where the weights came from: source files, digests, recipe.
+      encoder: the text encoder's sizes; None where there is none, or it is a table.
+
+    The sizes are those of `KINDS`.
     """
 
     family: str
-    target: TargetConfig
-    drafter: EagleConfig | None
-    vq: VQConfig
+    target: Any
+    drafter: Any | None
+    vq: Any
     text: str | None = None
     sampling: dict[str, float] = dataclasses.field(default_factory=dict)
     cascade: dict[str, float] = dataclasses.field(default_factory=dict)
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    encoder: Any | None = None
 
 
 @dataclasses.dataclass
@@ -132,49 +149,94 @@ class Bundle:
 
     def prefix(self, prompts: Sequence[Prompt], guided: bool) -> Prefix:
         """What stands before the first output token, for both guidance branches or the conditional one alone."""
+        drafter = self._graphs.get("drafter")
+        states = self.params["target"], self.params["drafter"]
         stacked = self.config.target.stack(prompts)
-        return _prefix(self._graphs["target"], self.params["target"], stacked, guided)
+        return _prefix(self._graphs["target"], drafter, guided, states, stacked)
 
     def images(self, tokens: jax.Array) -> np.ndarray:
         """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
         return np.asarray(self._decode_images(self.params["vq"], self.config.target.codes(tokens)))
 
 
-@jax.jit(static_argnums=(0, 3))
-def _prefix(graph, state, stacked, guided: bool) -> Prefix:
-    return nnx.merge(graph, state).prefix(stacked, guided)
+@jax.jit(static_argnums=(0, 1, 2))
+def _prefix(graph, drafter_graph, guided: bool, states, stacked) -> Prefix:
+    drafter = None if drafter_graph is None else nnx.merge(drafter_graph, states[1])
+    return nnx.merge(graph, states[0]).prefix(stacked, guided, drafter)
 
 
-def save(
-    directory: str | os.PathLike,
-    config: Config,
-    params: dict[str, Any],
-    dtype=jnp.bfloat16,
-    tokenizer: str | os.PathLike | None = None,
-) -> None:
+class Writer:
+    """Writes a bundle piece by piece: parameters in any order, then `finish`. See `written`."""
+
+    def __init__(self, directory: pathlib.Path, shard: int = SHARD):
+        self.directory, self._limit = directory, shard
+        self._tree: dict[str, Any] = {}
+        self._size, self._shards = 0, 0
+
+    def add(self, part: str, path: str, array: Any) -> None:
+        """Takes a parameter by its dotted path in the part; "" is the part itself."""
+        if self._size and self._size + array.nbytes > self._limit:
+            self._flush()
+        *folders, name = [part, *filter(None, path.split("."))]
+        tree = self._tree
+        for folder in folders:
+            tree = tree.setdefault(folder, {})
+        tree[name] = array
+        self._size += array.nbytes
+
+    def copy(self, file: str | os.PathLike, name: str) -> None:
+        """Takes a file along, as `name` in the bundle."""
+        place = self.directory / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+
+    def finish(self, config: Config) -> None:
+        """Writes what is left, and config.json last of all."""
+        self._flush()
+        text = json.dumps({"format": FORMAT, **_to_json(config)}, indent=2)
+        (self.directory / "config.json").write_text(text + "\n")
+
+    def _flush(self) -> None:
+        if not self._tree:
+            return
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(self.directory / "params" / str(self._shards), self._tree)
+        self._tree, self._size = {}, 0
+        self._shards += 1
+
+
+@contextlib.contextmanager
+def written(directory: str | os.PathLike):
+    """A `Writer` of a bundle; `directory` appears whole or not at all, and replaces a bundle that is there."""
+    with replaced(pathlib.Path(directory)) as temporary:
+        yield Writer(temporary)
+
+
+def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], dtype=jnp.bfloat16) -> None:
     """Writes a bundle; `directory` appears whole or not at all, and replaces a bundle that is there.
 
     Args:
       params: as `Bundle.params`.
       dtype: of the floating-point arrays on disk.
-      tokenizer: the file that becomes the bundle's tokenizer.json.
     """
-    directory = pathlib.Path(directory)
-    tree = {name: plain(part) for name, part in params.items() if part is not None}
-    tree = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-    with replaced(directory) as temporary:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "params", tree)
-        if tokenizer is not None:
-            shutil.copyfile(tokenizer, temporary / TOKENIZER)
-        (temporary / "config.json").write_text(json.dumps({"format": FORMAT, **_to_json(config)}, indent=2) + "\n")
+    with written(directory) as writer:
+        for part, tree in params.items():
+            for path, x in _flat(plain(tree)).items() if tree is not None else ():
+                floating = jnp.issubdtype(x.dtype, jnp.floating)
+                writer.add(part, ".".join(path), x.astype(dtype) if floating else x)
+        writer.finish(config)
 
 
-def load(directory: str | os.PathLike, dtype=None) -> Bundle:
-    """Reads a bundle.
+Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
+
+
+def load(directory: str | os.PathLike, dtype=None, placement: Placement | None = None) -> Bundle:
+    """Reads a bundle. Parameters go from the disk to their devices; the host holds no copy of the model.
 
     Args:
       dtype: of the floating-point parameters; None for float32 on CPU and bfloat16 elsewhere.
+      placement: gives the sharding of a parameter by its dotted path ("target.blocks.0.attention.qkv.kernel") and
+        shape; None for the default device.
 
     Raises:
       BundleError: if there is no bundle, or it is damaged.
@@ -183,24 +245,47 @@ def load(directory: str | os.PathLike, dtype=None) -> Bundle:
     config = read_config(directory)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    skeleton = {name: plain(state) for name, (_, state) in _skeleton(config).items()}
-    if config.text == "scenes":
-        skeleton["text"] = None
+    skeleton = _skeleton(config)
+    wanted = {part: _flat(plain(state)) for part, (_, state) in skeleton.items()}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.metadata(directory / "params").item_metadata.tree
-            if "text" in skeleton:
-                skeleton["text"] = jax.ShapeDtypeStruct(found["text"].shape, jnp.float32)
-            wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)), skeleton)
-            params = checkpointer.restore(directory / "params", wanted)
+        found = _restored(directory / "params", dtype, placement)
     except Exception as error:
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise BundleError(f"{directory} is damaged (convert or copy it again): {first}") from error
-    states = {}
-    for name, (_, state) in _skeleton(config).items():
-        nnx.replace_by_pure_dict(state, restored_keys(params[name]))
-        states[name] = state
-    return Bundle(config, {"drafter": None, "text": params.get("text"), **states})
+        raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
+    for part, leaves in wanted.items():
+        for path, leaf in leaves.items():
+            array = found.get((part, *path))
+            if array is None or array.shape != leaf.shape:
+                name = ".".join((part, *path))
+                what = "lacks" if array is None else f"has the shape {array.shape} for"
+                raise BundleError(f"{directory} is damaged (convert or copy it again): it {what} {name}")
+    states: dict[str, Any] = {"drafter": None, "text": found.get(("text",))}
+    for part, (_, state) in skeleton.items():
+        nnx.replace_by_pure_dict(state, restored_keys(_nested({p: found[(part, *p)] for p in wanted[part]})))
+        states[part] = state
+    return Bundle(config, states)
+
+
+def _restored(directory: pathlib.Path, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
+    """All arrays of the checkpoints in a directory, by path."""
+    shards = sorted((p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    arrays = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for shard in [directory] if (directory / "_METADATA").exists() or not shards else shards:
+            stored = _flat(checkpointer.metadata(shard).item_metadata.tree)
+            wanted = {
+                path: jax.ShapeDtypeStruct(
+                    leaf.shape,
+                    _cast(leaf.dtype, dtype),
+                    sharding=None if placement is None else placement(".".join(path), leaf.shape),
+                )
+                for path, leaf in stored.items()
+            }
+            arrays |= _flat(checkpointer.restore(shard, _nested(wanted)))
+    return arrays
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def read_config(directory: str | os.PathLike) -> Config:
@@ -245,13 +330,36 @@ def replaced(directory: pathlib.Path):
 
 def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     """Graph definition and shapes of every part, without any memory."""
-    parts: dict[str, Callable[[], nnx.Module]] = {
-        "target": lambda: FAMILIES[config.family].module(config.target, rngs=nnx.Rngs(0)),
-        "vq": lambda: VQModel(config.vq, rngs=nnx.Rngs(0)),
-    }
-    if config.drafter is not None:
-        parts["drafter"] = lambda: Eagle1(config.drafter, rngs=nnx.Rngs(0))
-    return {name: nnx.split(nnx.eval_shape(make)) for name, make in parts.items()}
+    sizes = {part: getattr(config, field) for part, field in _FIELDS.items()}
+    return {part: _module(part, own) for part, own in sizes.items() if own is not None}
+
+
+def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    module = next(module for own, module in KINDS[part].values() if own is type(config))
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+
+
+def shapes(part: str, config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a part of these sizes, by dotted path."""
+    return {".".join(path): leaf.shape for path, leaf in _flat(plain(_module(part, config)[1])).items()}
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The leaves of nested dictionaries by path."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {p: leaf for key, value in tree.items() for p, leaf in _flat(value, (*path, key)).items()}
+
+
+def _nested(leaves: dict[tuple[str, ...], Any]) -> Any:
+    """The inverse of `_flat`."""
+    tree: dict[str, Any] = {}
+    for (*folders, name), leaf in leaves.items():
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = leaf
+    return tree
 
 
 def plain(part) -> Any:
@@ -277,18 +385,38 @@ def _cast(stored, wanted):
 
 
 def _to_json(config: Config) -> dict:
-    return dataclasses.asdict(config)
+    raw = dataclasses.asdict(config)
+    for part, field in _FIELDS.items():
+        if raw[field] is not None:
+            own = type(getattr(config, field))
+            raw[field] = {"kind": next(k for k, (c, _) in KINDS[part].items() if c is own), **raw[field]}
+    return raw
 
 
 def _from_json(raw: dict) -> Config:
-    if (family := FAMILIES.get(raw["family"])) is None:
-        raise BundleError(f"unknown model family {raw['family']!r}; this version knows: {', '.join(FAMILIES)}")
-    drafter = raw.pop("drafter")
-    if drafter is not None:
-        drafter = EagleConfig(**{**drafter, "block": BlockConfig(**drafter["block"])})
-    vq = raw.pop("vq")
-    vq = VQConfig(**{**vq, "channel_multipliers": tuple(vq["channel_multipliers"])})
-    return Config(target=family.config(**raw.pop("target")), drafter=drafter, vq=vq, **raw)
+    if raw["family"] not in KINDS["target"]:
+        known = ", ".join(KINDS["target"])
+        raise BundleError(f"unknown model family {raw['family']!r}; this version knows: {known}")
+    for part, field in _FIELDS.items():
+        if raw.get(field) is not None:
+            own = dict(raw[field])
+            kind = own.pop("kind", raw["family"] if part == "target" else next(iter(KINDS[part])))
+            if kind not in KINDS[part]:
+                raise BundleError(f"unknown {field} {kind!r}; this version knows: {', '.join(KINDS[part])}")
+            raw[field] = _built(KINDS[part][kind][0], own)
+    return Config(**raw)
+
+
+def _built(cls: type, raw: dict) -> Any:
+    """A configuration from JSON: lists are tuples, and dictionaries configurations where the class says so."""
+    hints = typing.get_type_hints(cls)
+
+    def value(name, x):
+        if isinstance(x, dict) and dataclasses.is_dataclass(hints.get(name)):
+            return _built(hints[name], x)
+        return tuple(value(None, y) for y in x) if isinstance(x, list) else x
+
+    return cls(**{name: value(name, x) for name, x in raw.items()})
 
 
 def default_sampling(config: Config) -> Sampling:

@@ -89,7 +89,7 @@ def load(model: str | os.PathLike = "scenes", dtype=None) -> Bundle:
         table = loaded.params["text"]
         loaded.read = lambda texts: [Prompt(features=table[captions.encode(captions.parse(text))]) for text in texts]
     elif loaded.config.text == "tokens":
-        loaded.read = text_tokens.reader(directory / bundle.TOKENIZER, loaded.config.target)
+        loaded.read = text_tokens.reader(directory / "text" / "tokenizer.json", loaded.config.target)
     return loaded
 
 

@@ -159,12 +159,15 @@ class Chameleon(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Drawn tokens int [...] to embeddings [..., d]."""
-        ids = jnp.concatenate([self.code_ids[...], jnp.array(self.config.marks, jnp.int32)])
-        return self.embedding[...][ids[tokens]]
+        return self.embedding[...][self.table_row(tokens)]
 
-    def prefix(self, rows: TokenRows, guided: bool) -> Prefix:
+    def table_row(self, tokens: jax.Array) -> jax.Array:
+        """The text tokens int [...] that drawn tokens int [...] are."""
+        return jnp.concatenate([self.code_ids[...], jnp.array(self.config.marks, jnp.int32)])[tokens]
+
+    def prefix(self, rows: TokenRows, guided: bool, drafter: nnx.Module | None = None) -> Prefix:
         """What stands before the first drawn token, from `ChameleonConfig.stack`."""
-        return token_prefix(self.embedding[...], rows, guided)
+        return token_prefix(self.embedding[...], rows, guided, drafter)
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""

@@ -136,9 +136,9 @@ class Janus(nnx.Module):
         """Codes int [...] to embeddings [..., d]."""
         return self.aligner(self.embedding[...][tokens])
 
-    def prefix(self, rows: TokenRows, guided: bool) -> Prefix:
+    def prefix(self, rows: TokenRows, guided: bool, drafter: nnx.Module | None = None) -> Prefix:
         """What stands before the first drawn token, from `JanusConfig.stack`."""
-        return token_prefix(self.text_embedding[...], rows, guided)
+        return token_prefix(self.text_embedding[...], rows, guided, drafter)
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""

@@ -67,16 +67,6 @@ class LlamaGenConfig:
         """Any code may stand anywhere."""
         return None
 
-    @property
-    def sampling(self) -> dict:
-        """The paper's settings."""
-        return {"temperature": 1.0, "top_k": 2000, "guidance": 3.0}
-
-    @property
-    def cascade(self) -> dict:
-        """The paper's thresholds are the usual ones."""
-        return {}
-
     def stack(self, prompts: Sequence[Prompt]) -> Prompt:
         """Classes int [B], or caption features [B, C, caption_dim] and their mask [B, C]."""
         return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *prompts)
@@ -126,6 +116,10 @@ class LlamaGen(nnx.Module):
         """Codes int [...] to embeddings [..., d]."""
         return self.embedding[...][tokens]
 
+    def table_row(self, tokens: jax.Array) -> jax.Array:
+        """The rows of a drafter's embedding table that stand for codes int [...]."""
+        return tokens
+
     def condition(self, prompt: jax.Array) -> jax.Array:
         """Caption features [B, C, caption_dim], or class labels int [B], to condition embeddings [B, C, d]."""
         if self.config.classes is None:
@@ -139,18 +133,21 @@ class LlamaGen(nnx.Module):
             return self.condition(jnp.broadcast_to(caption, (batch, *caption.shape)))
         return self.condition(jnp.full((batch,), self.config.classes))
 
-    def prefix(self, prompt: Prompt, guided: bool) -> Prefix:
+    def prefix(self, prompt: Prompt, guided: bool, drafter: nnx.Module | None = None) -> Prefix:
         """What stands before the first drawn token, from `LlamaGenConfig.stack`.
 
-        LlamaGen's drafters see the embedding of token 0 at the condition's slots.
+        The caption's mask holds for the unconditional branch too: so LlamaGen was trained and is sampled. LlamaGen's
+        drafters see the embedding of token 0 at the condition's slots.
         """
         x = self.condition(prompt.ids if prompt.features is None else prompt.features)
         holes = None if prompt.mask is None else ~prompt.mask
         if guided:
             x = jnp.concatenate([x, self.unconditional(len(x))])
-            holes = None if holes is None else jnp.concatenate([holes, jnp.zeros_like(holes)])
-        drafter = jnp.broadcast_to(self.embed(jnp.zeros((), jnp.int32)), x.shape)
-        return Prefix(x, drafter, jnp.full(len(x), x.shape[1], jnp.int32), holes)
+            holes = None if holes is None else jnp.concatenate([holes, holes])
+        zero = jnp.zeros((), jnp.int32)
+        filler = self.embed(zero) if drafter is None else drafter.embed(zero, self)
+        filler = jnp.broadcast_to(filler.astype(x.dtype), x.shape)
+        return Prefix(x, filler, jnp.full(len(x), x.shape[1], jnp.int32), holes)
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]; slots past the picture's end read the last one."""

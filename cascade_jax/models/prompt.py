@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
+from flax import nnx, struct
 
 from cascade_jax.decode import Prefix
 
@@ -65,11 +65,12 @@ def stack_tokens(conditional: Sequence[np.ndarray], unconditional: Sequence[np.n
     return TokenRows(ids, length)
 
 
-def token_prefix(table: jax.Array, rows: TokenRows, guided: bool) -> Prefix:
+def token_prefix(table: jax.Array, rows: TokenRows, guided: bool, drafter: nnx.Module | None) -> Prefix:
     """The prefix of both branches, or of the conditional one alone, by a table of embeddings [vocabulary, d].
 
-    Target and drafter see the same embeddings.
+    A drafter sees the same tokens, by its own table if it has one.
     """
     ids, length = (x if guided else x[: len(x) // 2] for x in (rows.ids, rows.length))
     x = table[ids]
-    return Prefix(x, x, jnp.asarray(length))
+    own = drafter is not None and drafter.config.vocab_size is not None
+    return Prefix(x, drafter.embedding[...][ids].astype(x.dtype) if own else x, jnp.asarray(length))

@@ -1,0 +1,224 @@
+"""Small random checkpoints in exactly the layouts that are published: tensors by name.
+
+A tensor's numbers depend on its name and shape alone, so that the reference outputs under tests/golden, which come from
+the public code with these very weights loaded (`strict=True`), need no weights beside them.
+"""
+
+import json
+import pathlib
+import zlib
+
+import numpy as np
+
+DIM, LAYERS, HEADS, FFN = 128, 2, 2, 512
+CODES, CAPTION, SLOTS, CLASSES, TOKENS = 64, 24, 6, 5, 16
+
+Tensors = dict[str, np.ndarray]
+
+
+def tensor(name: str, *shape: int) -> np.ndarray:
+    """Random numbers that keep the size of what passes through; around one for the weights of norms."""
+    rng = np.random.default_rng(zlib.crc32(name.encode()))
+    if len(shape) == 1:
+        around = 1.0 if name.endswith("weight") else 0.0
+        return (around + 0.2 * rng.standard_normal(shape)).astype(np.float32)
+    embedding = any(word in name for word in ("embed", "shared"))
+    size = np.prod(shape[1:]) if not embedding else 1
+    return (rng.standard_normal(shape) * size**-0.5).astype(np.float32)
+
+
+def _made(shapes: dict[str, tuple[int, ...]]) -> Tensors:
+    return {name: tensor(name, *shape) for name, shape in shapes.items()}
+
+
+def llamagen(*, classes: bool = False) -> Tensors:
+    """FoundationVision's own layout, as in t2i_XL_stage1_256.pt and c2i_B_256.pt."""
+    shapes = {
+        "tok_embeddings.weight": (CODES, DIM),
+        "norm.weight": (DIM,),
+        "output.weight": (CODES, DIM),
+        **_conditions("cls_embedding", classes),
+    }
+    for i in range(LAYERS):
+        shapes |= {
+            f"layers.{i}.attention.wqkv.weight": (3 * DIM, DIM),
+            f"layers.{i}.attention.wo.weight": (DIM, DIM),
+            f"layers.{i}.feed_forward.w1.weight": (FFN, DIM),
+            f"layers.{i}.feed_forward.w3.weight": (FFN, DIM),
+            f"layers.{i}.feed_forward.w2.weight": (DIM, FFN),
+            f"layers.{i}.attention_norm.weight": (DIM,),
+            f"layers.{i}.ffn_norm.weight": (DIM,),
+        }
+    return _made(shapes)
+
+
+def _conditions(prefix: str, classes: bool) -> dict[str, tuple[int, ...]]:
+    if classes:
+        return {f"{prefix}.embedding_table.weight": (CLASSES + 1, DIM)}
+    return {
+        f"{prefix}.uncond_embedding": (SLOTS, CAPTION),
+        f"{prefix}.cap_proj.fc1.weight": (DIM, CAPTION),
+        f"{prefix}.cap_proj.fc2.weight": (DIM, DIM),
+    }
+
+
+def llamagen_hf() -> Tensors:
+    """The layout of jadohu/LlamaGen-T2I's model.safetensors."""
+    shapes = {
+        "model.embed_tokens.weight": (CODES, DIM),
+        "model.norm.weight": (DIM,),
+        "lm_head.weight": (CODES, DIM),
+        **_conditions("model.cls_embedding", False),
+    }
+    for i in range(LAYERS):
+        shapes |= _llama_layer(f"model.layers.{i}") | {f"model.layers.{i}.input_layernorm.weight": (DIM,)}
+    return _made(shapes)
+
+
+def _llama_layer(layer: str) -> dict[str, tuple[int, ...]]:
+    return {
+        **{f"{layer}.self_attn.{x}_proj.weight": (DIM, DIM) for x in "qkvo"},
+        f"{layer}.mlp.gate_proj.weight": (FFN, DIM),
+        f"{layer}.mlp.up_proj.weight": (FFN, DIM),
+        f"{layer}.mlp.down_proj.weight": (DIM, FFN),
+        f"{layer}.post_attention_layernorm.weight": (DIM,),
+    }
+
+
+LLAMAGEN_HF_SETTINGS = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "input_type": "t2i",
+    "block_size": TOKENS,
+    "cls_token_num": SLOTS,
+    "caption_dim": CAPTION,
+    "num_classes": 1000,
+    "class_dropout_p": 0.1,
+    "token_dropout_p": 0.1,
+    "hidden_size": DIM,
+    "intermediate_size": FFN,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "rms_norm_eps": 1e-5,
+    "rope_base": 10000,
+    "pretraining_tp": 1,
+    "vocab_size": CODES,
+}
+
+
+def drafter() -> Tensors:
+    """The layout of jadohu/llamagen_drafter's pytorch_model.bin: one layer, without an input norm."""
+    return _made(
+        {
+            "embed_tokens.weight": (CODES, DIM),
+            "fc.weight": (DIM, 2 * DIM),
+            "fc.bias": (DIM,),
+            **_llama_layer("layers.0"),
+        }
+    )
+
+
+DRAFTER_SETTINGS = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "input_type": "t2i",
+    "hidden_act": "silu",
+    "hidden_size": DIM,
+    "intermediate_size": FFN,
+    "num_hidden_layers": 1,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": HEADS,
+    "rms_norm_eps": 1e-6,
+    "rope_scaling": None,
+    "pretraining_tp": 1,
+    "vocab_size": CODES,
+}
+
+CHANNELS, LATENT = 32, 64
+
+
+def vq(multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)) -> Tensors:
+    """The layout of vq_ds16_t2i.pt; with multipliers 1 2 2 4, of vq_ds8_c2i.pt."""
+    shapes: dict[str, tuple[int, ...]] = {
+        "quantize.embedding.weight": (CODES, 8),
+        "quantize.codebook_used": (65536,),
+        "quant_conv.weight": (8, LATENT, 1, 1),
+        "quant_conv.bias": (8,),
+        "post_quant_conv.weight": (LATENT, 8, 1, 1),
+        "post_quant_conv.bias": (LATENT,),
+    }
+
+    def conv(name, inputs, outputs, size):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs, size, size), (outputs,)
+
+    def norm(name, width):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (width,), (width,)
+
+    def resnet(name, inputs, outputs):
+        norm(f"{name}.norm1", inputs)
+        conv(f"{name}.conv1", inputs, outputs, 3)
+        norm(f"{name}.norm2", outputs)
+        conv(f"{name}.conv2", outputs, outputs, 3)
+        if inputs != outputs:
+            conv(f"{name}.nin_shortcut", inputs, outputs, 1)
+
+    def attention(name, width):
+        norm(f"{name}.norm", width)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{name}.{part}", width, width, 1)
+
+    widths = [CHANNELS * m for m in multipliers]
+    for side, levels, blocks in (("encoder", widths, 2), ("decoder", widths[::-1], 3)):
+        first = CHANNELS if side == "encoder" else levels[0]
+        conv(f"{side}.conv_in", *((3, first) if side == "encoder" else (LATENT, first)), 3)
+        width = first
+        for i, out in enumerate(levels):
+            for j in range(blocks):
+                resnet(f"{side}.conv_blocks.{i}.res.{j}", width, out)
+                width = out
+                if out == widths[-1] and i == (len(levels) - 1 if side == "encoder" else 0):
+                    attention(f"{side}.conv_blocks.{i}.attn.{j}", out)
+            if i < len(levels) - 1:
+                conv(f"{side}.conv_blocks.{i}.{'downsample' if side == 'encoder' else 'upsample'}.conv", out, out, 3)
+        resnet(f"{side}.mid.0", widths[-1], widths[-1])
+        attention(f"{side}.mid.1", widths[-1])
+        resnet(f"{side}.mid.2", widths[-1], widths[-1])
+        norm(f"{side}.norm_out", levels[-1])
+        conv(f"{side}.conv_out", levels[-1], LATENT if side == "encoder" else 3, 3)
+    return _made(shapes)
+
+
+def write_pickle(file: str | pathlib.Path, tensors: Tensors, nest: str | None = None, **beside) -> pathlib.Path:
+    """A PyTorch file; under `nest`, with other entries beside, as training scripts write them."""
+    import torch
+
+    file = pathlib.Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    torch.save({nest: weights, **beside} if nest else weights, file)
+    return file
+
+
+def write_folder(
+    folder: str | pathlib.Path, tensors: Tensors, settings: dict, *, shards: int = 1, pickled: bool = False
+) -> pathlib.Path:
+    """A folder as the Hugging Face hub has it."""
+    from safetensors.numpy import save_file
+
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(settings))
+    if pickled:
+        write_pickle(folder / "pytorch_model.bin", tensors)
+        return folder
+    if shards == 1:
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+        return folder
+    names = [f"model-{i + 1:05d}-of-{shards:05d}.safetensors" for i in range(shards)]
+    where = {name: names[i % shards] for i, name in enumerate(tensors)}
+    for shard in names:
+        save_file({n: t for n, t in tensors.items() if where[n] == shard}, folder / shard, metadata={"format": "pt"})
+    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
