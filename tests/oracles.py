@@ -3,16 +3,21 @@
 Sizes are the smallest that the code takes: its group norms have 32 groups.
 """
 
+import functools
 import json
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from flax import nnx
 
-from cascade_jax import bundle
+from cascade_jax import bundle, decode
+from cascade_jax import cache as kv
+from cascade_jax.cache import Context
+from cascade_jax.tree import Tree
 from checkpoints_convert.convert import planned
 from checkpoints_convert.formats import Format, Known
 from checkpoints_convert.sources import open_source
@@ -33,6 +38,19 @@ def chameleon_vocabulary() -> dict[str, int]:
     sizes = [f"<reserved{8800 + i:05d}>" for i in range(5)]
     names = NAMES + [code_name(code) for code in order] + marks + sizes
     return {name: i for i, name in enumerate(names + [chr(ord("!") + i) for i in range(128 - len(names))])}
+
+
+def janus_vocabulary() -> dict[str, int]:
+    """96 tokens."""
+    marks = [
+        "<unk>",
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜▁pad▁｜>",
+        "<begin_of_image>",
+        "<image_placeholder>",
+    ]
+    return {name: i for i, name in enumerate(marks + [chr(ord("!") + i) for i in range(96 - len(marks))])}
 
 
 VQ = {"base_channels": 32, "channel_multiplier": [1, 1, 1, 1, 1], "num_res_blocks": 1, "latent_channels": 32}
@@ -168,3 +186,49 @@ def module(layout: Format, path: pathlib.Path, known: Known | None = None, dtype
         place[name] = array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
     nnx.replace_by_pure_dict(state, tree)
     return nnx.merge(graph, state)
+
+
+def scored(target, prefix: decode.Prefix, tokens) -> tuple[jax.Array, jax.Array]:
+    """Features and logits of tokens int [R, T], teacher-forced."""
+    return _scored(*nnx.split(target), prefix, jnp.asarray(tokens))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scored(graph, state, prefix, tokens):
+    target = nnx.merge(graph, state)
+    features = decode.at_tokens(decode.teacher_forced(target, prefix, tokens), prefix, tokens.shape[1])
+    return features, target.logits(features)
+
+
+def fed_through_cache(target, prefix: decode.Prefix, tokens, tree: Tree, nodes):
+    """A target's features of tokens int [R, T] fed one by one, [R, T + 1, d], the first of them the prefix's last; and,
+    after all of them, of a tree's `nodes` int [R, N] in one pass, [R, N, d]."""
+    graph, state = nnx.split(target)
+    features, cache = _read(graph, state, prefix)
+    seen = [jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)]
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, tokens.shape[1]), (0, 0))), cache)
+    length = prefix.length
+    for t in range(tokens.shape[1]):
+        features, fresh = _new(
+            graph, state, tokens[:, t : t + 1], np.zeros(1, int), np.eye(1, dtype=bool), cache, length
+        )
+        cache, length = kv.write(cache, fresh, length), length + 1
+        seen.append(features)
+    topology = tree.topology
+    features, _ = _new(graph, state, nodes, topology.depths, topology.ancestors, cache, length)
+    return jnp.concatenate(seen, axis=1), features
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(graph, state, prefix):
+    target, (rows, slots) = nnx.merge(graph, state), prefix.embeddings.shape[:2]
+    positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
+    return target(prefix.embeddings, Context(target.rope(positions), kv.bias(kv.causal(slots))[None, None]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _new(graph, state, tokens, depths, ancestors, cache, length):
+    target = nnx.merge(graph, state)
+    seen = kv.filled(cache[0].key.shape[2], length)
+    context = Context(target.rope(length[:, None] + depths), kv.bias(ancestors)[None, None], (seen,))
+    return target(target.embed(tokens), context, (cache,))
