@@ -92,6 +92,7 @@ def janus(seed: int = 0) -> transformers.JanusForConditionalGeneration:
         num_hidden_layers=1,
         num_attention_heads=2,
         image_size=64,
+        num_image_tokens=16,
         patch_size=16,
         projection_dim=32,
         depth=2,
