@@ -365,7 +365,14 @@ def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
 
 def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     module = next(module for own, module in KINDS[part].values() if own is type(config))
-    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=_OneKey())))
+
+
+class _OneKey:
+    """In place of `nnx.Rngs` where only shapes matter: counting keys takes longer than all the rest of tracing."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
 
 
 def shapes(part: str, config: Any) -> dict[str, tuple[int, ...]]:
