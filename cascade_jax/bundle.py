@@ -28,6 +28,7 @@ from flax import nnx, struct
 
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.models.eagle3 import Eagle3, Eagle3Config
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.t5 import T5Config, T5Encoder
 from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
@@ -35,6 +36,7 @@ from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 
 FORMAT = 1
+NEIGHBOURS = "neighbours.npy"
 SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
 # What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
@@ -42,7 +44,7 @@ SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a singl
 KINDS: dict[str, dict[str, tuple[type, type]]] = {
     "target": {"llamagen": (LlamaGenConfig, LlamaGen)},
     "vq": {"llamagen": (VQConfig, VQModel)},
-    "drafter": {"eagle1": (EagleConfig, Eagle1)},
+    "drafter": {"eagle1": (EagleConfig, Eagle1), "eagle3": (Eagle3Config, Eagle3)},
     "text": {"t5": (T5Config, T5Encoder)},
 }
 _FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
@@ -104,11 +106,13 @@ class Bundle:
       config: what it is.
       params: {"target", "drafter", "vq", "text"}: NNX states, None where a part is missing, an array tree for text.
       read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
+      neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
     """
 
     config: Config
     params: dict[str, Any]
     read: Callable[[Sequence[str]], list[Prompt]] | None = None
+    neighbours: np.ndarray | None = None
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
@@ -135,6 +139,10 @@ class Bundle:
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
             raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
+        if tree.depth and isinstance(self.config.drafter, Eagle3Config):
+            raise BundleError(
+                "decoding with an EAGLE-3 drafter is not possible yet: its target must give three features"
+            )
         return Program(self._graphs["target"], drafter, tree, self.length, self.layout)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
@@ -204,7 +212,7 @@ class Writer:
 
     def add(self, part: str, path: str, array: Any) -> None:
         """Takes a parameter by its dotted path in the part; "" is the part itself."""
-        if self._size and self._size + array.nbytes > self._limit:
+        if self._size and (part not in self._tree or self._size + array.nbytes > self._limit):
             self._flush()
         *folders, name = [part, *filter(None, path.split("."))]
         tree = self._tree
@@ -219,6 +227,27 @@ class Writer:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
 
+    def adopt(self, directory: str | os.PathLike, without: str) -> None:
+        """Takes over everything of another bundle but the part `without` and its config.json; files are linked."""
+        directory = pathlib.Path(directory).absolute()
+        self._flush()
+        with ocp.StandardCheckpointer() as checkpointer:
+            for shard in _checkpoints(directory):
+                tree = checkpointer.metadata(shard).item_metadata.tree
+                if without not in tree:
+                    place = self.directory / "params" / str(self._shards)
+                    shutil.copytree(shard, place, copy_function=_link)
+                    self._shards += 1
+                elif len(tree) > 1:
+                    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+                    for path, array in _flat(checkpointer.restore(shard, wanted)).items():
+                        if path[0] != without:
+                            self.add(path[0], ".".join(path[1:]), array)
+        for other in directory.iterdir():
+            if other.name not in ("params", "config.json", without):
+                copy = shutil.copytree if other.is_dir() else _link
+                copy(other, self.directory / other.name)
+
     def finish(self, config: Config) -> None:
         """Writes what is left, and config.json last of all."""
         self._flush()
@@ -232,6 +261,13 @@ class Writer:
             checkpointer.save(self.directory / "params" / str(self._shards), self._tree)
         self._tree, self._size = {}, 0
         self._shards += 1
+
+
+def _link(source: str | os.PathLike, place: str | os.PathLike) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, place)
 
 
 @contextlib.contextmanager
@@ -277,7 +313,7 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     skeleton = _skeleton(config)
     wanted = {part: _flat(plain(state)) for part, (_, state) in skeleton.items()}
     try:
-        found = _restored(directory / "params", dtype, placement)
+        found = _restored(directory, dtype, placement)
     except Exception as error:
         raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
     for part, leaves in wanted.items():
@@ -291,15 +327,63 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     for part, (_, state) in skeleton.items():
         nnx.replace_by_pure_dict(state, restored_keys(_nested({p: found[(part, *p)] for p in wanted[part]})))
         states[part] = state
-    return Bundle(config, states)
+    return Bundle(config, states, neighbours=_neighbours(directory, config))
+
+
+def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
+    if not (file := directory / NEIGHBOURS).is_file():
+        return None
+    try:
+        table = np.load(file, mmap_mode="r")
+        if table.ndim != 2 or table.dtype != np.int32 or len(table) != config.vq.codebook_size:
+            raise ValueError(f"it is {table.dtype} {table.shape}")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} is damaged (make it again: cascade-jax neighbours): {_first_line(error)}") from error
+    return table
+
+
+def save_neighbours(directory: str | os.PathLike, table: np.ndarray) -> None:
+    """Stores a table of neighbours, as `Bundle.neighbours`, in a bundle; it appears whole or not at all."""
+    directory = pathlib.Path(directory)
+    handle, temporary = tempfile.mkstemp(prefix=f".{NEIGHBOURS}-", dir=directory)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, np.asarray(table, np.int32))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, directory / NEIGHBOURS)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The orbax checkpoints of a bundle's parameters."""
+    params = directory / "params"
+    shards = sorted((p for p in params.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    return [params] if (params / "_METADATA").exists() or not shards else shards
+
+
+def stored(directory: str | os.PathLike) -> dict[str, Any]:
+    """Shapes and types of a bundle's arrays by dotted path, without reading them.
+
+    Raises:
+      BundleError: if they cannot be read.
+    """
+    found = {}
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            for shard in _checkpoints(pathlib.Path(directory).absolute()):
+                found |= _flat(checkpointer.metadata(shard).item_metadata.tree)
+    except Exception as error:
+        raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
+    return {".".join(path): leaf for path, leaf in found.items()}
 
 
 def _restored(directory: pathlib.Path, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
-    """All arrays of the checkpoints in a directory, by path."""
-    shards = sorted((p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    """All arrays of a bundle, by path."""
     arrays = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        for shard in [directory] if (directory / "_METADATA").exists() or not shards else shards:
+        for shard in _checkpoints(directory):
             stored = _flat(checkpointer.metadata(shard).item_metadata.tree)
             wanted = {
                 path: jax.ShapeDtypeStruct(

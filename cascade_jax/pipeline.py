@@ -14,6 +14,7 @@ from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions
+from cascade_jax.text import classes, t5
 from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
 
 SCENES = pathlib.Path(__file__).parent / "scenes" / "weights"
@@ -71,11 +72,12 @@ class Scored:
     features: jax.Array
 
 
-def load(model: str | os.PathLike = "scenes", dtype=None) -> Bundle:
+def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Placement | None = None) -> Bundle:
     """Loads a model: "scenes", which comes with the package, or a converted directory.
 
     Args:
       dtype: of the parameters; None for float32 on CPU and bfloat16 elsewhere.
+      placement: gives each parameter's sharding; see `bundle.load`.
 
     Raises:
       bundle.BundleError: if there is no such model, or it is damaged.
@@ -83,10 +85,16 @@ def load(model: str | os.PathLike = "scenes", dtype=None) -> Bundle:
     directory = SCENES if str(model) == "scenes" else pathlib.Path(model)
     if not directory.is_dir():
         raise bundle.BundleError(f'there is no model {str(model)!r}: give "scenes" or a converted directory')
-    loaded = bundle.load(directory, dtype)
-    if loaded.config.text == "scenes":
-        table = loaded.params["text"]
-        loaded.read = lambda texts: [Prompt(features=table[captions.encode(captions.parse(text))]) for text in texts]
+    loaded = bundle.load(directory, dtype, placement)
+    match loaded.config.text:
+        case "scenes":
+            table = loaded.params["text"]
+            loaded.read = lambda texts: [Prompt(features=table[captions.encode(captions.parse(t))]) for t in texts]
+        case "t5":
+            slots = loaded.config.target.condition_tokens
+            loaded.read = t5.reader(loaded.merged("text"), directory / "text" / "tokenizer.json", slots)
+        case "class":
+            loaded.read = classes.reader(loaded.config.target.classes)
     return loaded
 
 
