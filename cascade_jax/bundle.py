@@ -11,6 +11,8 @@ A bundle is written to a temporary directory beside its destination and renamed:
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import json
 import os
 import pathlib
@@ -47,7 +49,7 @@ KINDS: dict[str, dict[str, tuple[type, type]]] = {
     "drafter": {"eagle1": (EagleConfig, Eagle1), "eagle3": (Eagle3Config, Eagle3)},
     "text": {"t5": (T5Config, T5Encoder)},
 }
-_FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
+FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
 
 
 class BundleError(ValueError):
@@ -140,9 +142,7 @@ class Bundle:
         if tree.depth and drafter is None:
             raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
         if tree.depth and isinstance(self.config.drafter, Eagle3Config):
-            raise BundleError(
-                "decoding with an EAGLE-3 drafter is not possible yet: its target must give three features"
-            )
+            raise BundleError("an EAGLE-3 drafter reads three of the target's layers, which no target here gives yet")
         return Program(self._graphs["target"], drafter, tree, self.length, self.layout)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
@@ -251,7 +251,7 @@ class Writer:
     def finish(self, config: Config) -> None:
         """Writes what is left, and config.json last of all."""
         self._flush()
-        text = json.dumps({"format": FORMAT, **_to_json(config)}, indent=2)
+        text = json.dumps({"format": FORMAT, **to_json(config)}, indent=2)
         (self.directory / "config.json").write_text(text + "\n")
 
     def _flush(self) -> None:
@@ -426,7 +426,9 @@ def replaced(directory: pathlib.Path):
     """A temporary directory that takes the place of `directory` if the block succeeds, and vanishes if it does not."""
     directory = pathlib.Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(directory)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    lock = _locked(temporary)
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -439,11 +441,33 @@ def replaced(directory: pathlib.Path):
             temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(directory: pathlib.Path) -> int:
+    """Marks a directory as in use for as long as this process lives, or the descriptor is open."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _sweep(directory: pathlib.Path) -> None:
+    """Removes what killed processes left beside a directory; brings it back if one died while it was replaced."""
+    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}-????????*"), reverse=True):
+        try:
+            lock = _locked(left)
+        except OSError:  # in use, or gone already
+            continue
+        if left.name.endswith("-old") and not directory.exists():
+            left.rename(directory)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+        os.close(lock)
 
 
 def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     """Graph definition and shapes of every part, without any memory."""
-    sizes = {part: getattr(config, field) for part, field in _FIELDS.items()}
+    sizes = {part: getattr(config, field) for part, field in FIELDS.items()}
     return {part: _module(part, own) for part, own in sizes.items() if own is not None}
 
 
@@ -504,9 +528,10 @@ def _cast(stored, wanted):
     return wanted if jnp.issubdtype(stored, jnp.floating) else stored
 
 
-def _to_json(config: Config) -> dict:
+def to_json(config: Config) -> dict[str, Any]:
+    """A configuration as config.json has it."""
     raw = dataclasses.asdict(config)
-    for part, field in _FIELDS.items():
+    for part, field in FIELDS.items():
         if raw[field] is not None:
             own = type(getattr(config, field))
             raw[field] = {"kind": next(k for k, (c, _) in KINDS[part].items() if c is own), **raw[field]}
@@ -517,7 +542,7 @@ def _from_json(raw: dict) -> Config:
     if raw["family"] not in KINDS["target"]:
         known = ", ".join(KINDS["target"])
         raise BundleError(f"unknown model family {raw['family']!r}; this version knows: {known}")
-    for part, field in _FIELDS.items():
+    for part, field in FIELDS.items():
         if raw.get(field) is not None:
             own = dict(raw[field])
             kind = own.pop("kind", raw["family"] if part == "target" else next(iter(KINDS[part])))

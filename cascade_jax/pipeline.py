@@ -82,9 +82,7 @@ def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Plac
     Raises:
       bundle.BundleError: if there is no such model, or it is damaged.
     """
-    directory = SCENES if str(model) == "scenes" else pathlib.Path(model)
-    if not directory.is_dir():
-        raise bundle.BundleError(f'there is no model {str(model)!r}: give "scenes" or a converted directory')
+    directory = folder(model)
     loaded = bundle.load(directory, dtype, placement)
     match loaded.config.text:
         case "scenes":
@@ -96,6 +94,18 @@ def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Plac
         case "class":
             loaded.read = classes.reader(loaded.config.target.classes)
     return loaded
+
+
+def folder(model: str | os.PathLike) -> pathlib.Path:
+    """Where a model lies: "scenes", which comes with the package, or a converted directory.
+
+    Raises:
+      bundle.BundleError: if there is no such model.
+    """
+    directory = SCENES if str(model) == "scenes" else pathlib.Path(model)
+    if not directory.is_dir():
+        raise bundle.BundleError(f'there is no model {str(model)!r}: give "scenes" or a converted directory')
+    return directory
 
 
 def generate(
