@@ -11,6 +11,8 @@ A bundle is written to a temporary directory beside its destination and renamed:
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import json
 import os
 import pathlib
@@ -28,6 +30,7 @@ from flax import nnx
 
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.models.eagle3 import Eagle3, Eagle3Config
 from cascade_jax.models.families import TARGETS
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.t5 import T5Config, T5Encoder
@@ -36,6 +39,7 @@ from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 
 FORMAT = 1
+NEIGHBOURS = "neighbours.npy"
 SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
 # What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
@@ -43,10 +47,10 @@ SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a singl
 KINDS: dict[str, dict[str, tuple[type, type]]] = {
     "target": TARGETS,
     "vq": {"llamagen": (VQConfig, VQModel)},
-    "drafter": {"eagle1": (EagleConfig, Eagle1)},
+    "drafter": {"eagle1": (EagleConfig, Eagle1), "eagle3": (Eagle3Config, Eagle3)},
     "text": {"t5": (T5Config, T5Encoder)},
 }
-_FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
+FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
 
 
 class BundleError(ValueError):
@@ -91,11 +95,13 @@ class Bundle:
       config: what it is.
       params: {"target", "drafter", "vq", "text"}: NNX states, None where a part is missing, an array tree for text.
       read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
+      neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
     """
 
     config: Config
     params: dict[str, Any]
     read: Callable[[Sequence[str]], list[Prompt]] | None = None
+    neighbours: np.ndarray | None = None
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
@@ -122,6 +128,8 @@ class Bundle:
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
             raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
+        if tree.depth and isinstance(self.config.drafter, Eagle3Config):
+            raise BundleError("an EAGLE-3 drafter reads three of the target's layers, which no target here gives yet")
         return Program(self._graphs["target"], drafter, tree, self.length, self.layout)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
@@ -175,7 +183,7 @@ class Writer:
 
     def add(self, part: str, path: str, array: Any) -> None:
         """Takes a parameter by its dotted path in the part; "" is the part itself."""
-        if self._size and self._size + array.nbytes > self._limit:
+        if self._size and (part not in self._tree or self._size + array.nbytes > self._limit):
             self._flush()
         *folders, name = [part, *filter(None, path.split("."))]
         tree = self._tree
@@ -190,10 +198,31 @@ class Writer:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
 
+    def adopt(self, directory: str | os.PathLike, without: str) -> None:
+        """Takes over everything of another bundle but the part `without` and its config.json; files are linked."""
+        directory = pathlib.Path(directory).absolute()
+        self._flush()
+        with ocp.StandardCheckpointer() as checkpointer:
+            for shard in _checkpoints(directory):
+                tree = checkpointer.metadata(shard).item_metadata.tree
+                if without not in tree:
+                    place = self.directory / "params" / str(self._shards)
+                    shutil.copytree(shard, place, copy_function=_link)
+                    self._shards += 1
+                elif len(tree) > 1:
+                    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+                    for path, array in _flat(checkpointer.restore(shard, wanted)).items():
+                        if path[0] != without:
+                            self.add(path[0], ".".join(path[1:]), array)
+        for other in directory.iterdir():
+            if other.name not in ("params", "config.json", without):
+                copy = shutil.copytree if other.is_dir() else _link
+                copy(other, self.directory / other.name)
+
     def finish(self, config: Config) -> None:
         """Writes what is left, and config.json last of all."""
         self._flush()
-        text = json.dumps({"format": FORMAT, **_to_json(config)}, indent=2)
+        text = json.dumps({"format": FORMAT, **to_json(config)}, indent=2)
         (self.directory / "config.json").write_text(text + "\n")
 
     def _flush(self) -> None:
@@ -203,6 +232,13 @@ class Writer:
             checkpointer.save(self.directory / "params" / str(self._shards), self._tree)
         self._tree, self._size = {}, 0
         self._shards += 1
+
+
+def _link(source: str | os.PathLike, place: str | os.PathLike) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, place)
 
 
 @contextlib.contextmanager
@@ -248,7 +284,7 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     skeleton = _skeleton(config)
     wanted = {part: _flat(plain(state)) for part, (_, state) in skeleton.items()}
     try:
-        found = _restored(directory / "params", dtype, placement)
+        found = _restored(directory, dtype, placement)
     except Exception as error:
         raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
     for part, leaves in wanted.items():
@@ -262,15 +298,63 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     for part, (_, state) in skeleton.items():
         nnx.replace_by_pure_dict(state, restored_keys(_nested({p: found[(part, *p)] for p in wanted[part]})))
         states[part] = state
-    return Bundle(config, states)
+    return Bundle(config, states, neighbours=_neighbours(directory, config))
+
+
+def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
+    if not (file := directory / NEIGHBOURS).is_file():
+        return None
+    try:
+        table = np.load(file, mmap_mode="r")
+        if table.ndim != 2 or table.dtype != np.int32 or len(table) != config.vq.codebook_size:
+            raise ValueError(f"it is {table.dtype} {table.shape}")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} is damaged (make it again: cascade-jax neighbours): {_first_line(error)}") from error
+    return table
+
+
+def save_neighbours(directory: str | os.PathLike, table: np.ndarray) -> None:
+    """Stores a table of neighbours, as `Bundle.neighbours`, in a bundle; it appears whole or not at all."""
+    directory = pathlib.Path(directory)
+    handle, temporary = tempfile.mkstemp(prefix=f".{NEIGHBOURS}-", dir=directory)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, np.asarray(table, np.int32))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, directory / NEIGHBOURS)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The orbax checkpoints of a bundle's parameters."""
+    params = directory / "params"
+    shards = sorted((p for p in params.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    return [params] if (params / "_METADATA").exists() or not shards else shards
+
+
+def stored(directory: str | os.PathLike) -> dict[str, Any]:
+    """Shapes and types of a bundle's arrays by dotted path, without reading them.
+
+    Raises:
+      BundleError: if they cannot be read.
+    """
+    found = {}
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            for shard in _checkpoints(pathlib.Path(directory).absolute()):
+                found |= _flat(checkpointer.metadata(shard).item_metadata.tree)
+    except Exception as error:
+        raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
+    return {".".join(path): leaf for path, leaf in found.items()}
 
 
 def _restored(directory: pathlib.Path, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
-    """All arrays of the checkpoints in a directory, by path."""
-    shards = sorted((p for p in directory.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    """All arrays of a bundle, by path."""
     arrays = {}
     with ocp.StandardCheckpointer() as checkpointer:
-        for shard in [directory] if (directory / "_METADATA").exists() or not shards else shards:
+        for shard in _checkpoints(directory):
             stored = _flat(checkpointer.metadata(shard).item_metadata.tree)
             wanted = {
                 path: jax.ShapeDtypeStruct(
@@ -313,7 +397,9 @@ def replaced(directory: pathlib.Path):
     """A temporary directory that takes the place of `directory` if the block succeeds, and vanishes if it does not."""
     directory = pathlib.Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(directory)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    lock = _locked(temporary)
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -326,17 +412,46 @@ def replaced(directory: pathlib.Path):
             temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(directory: pathlib.Path) -> int:
+    """Marks a directory as in use for as long as this process lives, or the descriptor is open."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _sweep(directory: pathlib.Path) -> None:
+    """Removes what killed processes left beside a directory; brings it back if one died while it was replaced."""
+    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}-????????*"), reverse=True):
+        try:
+            lock = _locked(left)
+        except OSError:  # in use, or gone already
+            continue
+        if left.name.endswith("-old") and not directory.exists():
+            left.rename(directory)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+        os.close(lock)
 
 
 def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     """Graph definition and shapes of every part, without any memory."""
-    sizes = {part: getattr(config, field) for part, field in _FIELDS.items()}
+    sizes = {part: getattr(config, field) for part, field in FIELDS.items()}
     return {part: _module(part, own) for part, own in sizes.items() if own is not None}
 
 
 def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     module = next(module for own, module in KINDS[part].values() if own is type(config))
-    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=_OneKey())))
+
+
+class _OneKey:
+    """In place of `nnx.Rngs` where only shapes matter: counting keys takes longer than all the rest of tracing."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
 
 
 def shapes(part: str, config: Any) -> dict[str, tuple[int, ...]]:
@@ -384,9 +499,10 @@ def _cast(stored, wanted):
     return wanted if jnp.issubdtype(stored, jnp.floating) else stored
 
 
-def _to_json(config: Config) -> dict:
+def to_json(config: Config) -> dict[str, Any]:
+    """A configuration as config.json has it."""
     raw = dataclasses.asdict(config)
-    for part, field in _FIELDS.items():
+    for part, field in FIELDS.items():
         if raw[field] is not None:
             own = type(getattr(config, field))
             raw[field] = {"kind": next(k for k, (c, _) in KINDS[part].items() if c is own), **raw[field]}
@@ -397,7 +513,7 @@ def _from_json(raw: dict) -> Config:
     if raw["family"] not in KINDS["target"]:
         known = ", ".join(KINDS["target"])
         raise BundleError(f"unknown model family {raw['family']!r}; this version knows: {known}")
-    for part, field in _FIELDS.items():
+    for part, field in FIELDS.items():
         if raw.get(field) is not None:
             own = dict(raw[field])
             kind = own.pop("kind", raw["family"] if part == "target" else next(iter(KINDS[part])))

@@ -8,8 +8,8 @@ llamagen.py ... the tables
 convert.py      the engine
 """
 
-from checkpoints_convert.convert import convert
+from checkpoints_convert.convert import convert, merge
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.sources import ConvertError
 
-__all__ = ["FAMILIES", "ConvertError", "convert"]
+__all__ = ["FAMILIES", "ConvertError", "convert", "merge"]

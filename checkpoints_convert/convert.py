@@ -82,6 +82,45 @@ def convert(
     return config
 
 
+def merge(
+    model: str | os.PathLike,
+    drafter: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    say: Callable[[str], None] = lambda _: None,
+) -> bundle.Config:
+    """Puts a published drafter into a bundle, in place of one that is there.
+
+    Args:
+      model: the bundle's folder.
+      drafter: the drafter as it was downloaded.
+      dtype: of its parameters, as in `convert`.
+      say: called with warnings.
+
+    Raises:
+      ConvertError: if the drafter is damaged, unknown or does not fit.
+      bundle.BundleError: if there is no such bundle.
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise ConvertError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    model = pathlib.Path(model)
+    config = bundle.read_config(model)
+    source = open_source(drafter)
+    layout = recognise(FAMILIES[config.family], source)
+    if layout is None or layout.part != "drafter":
+        what = "of no known kind" if layout is None else f"a {layout.part} ({layout.name})"
+        raise ConvertError(f"{source.path} is no drafter for {config.family}: it is {what}")
+    part = planned(layout, source, Known({"vq": config.vq, "target": config.target}))
+    with writing(model, {"drafter": part}, dtype, say, lambda done, total: None) as (writer, origin):
+        writer.adopt(model, without="drafter")
+        files = config.origin.get("files", {}) | origin["files"]
+        config = dataclasses.replace(
+            config, drafter=part.config, origin={**config.origin, "converter": VERSION, "files": files}
+        )
+        writer.finish(config)
+    return config
+
+
 @contextlib.contextmanager
 def writing(
     destination: pathlib.Path, parts: Mapping[str, Part], dtype: str | None, say, progress

@@ -129,10 +129,8 @@ def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
     text = "class" if target.classes is not None else "t5" if "text" in parts else None
     if "text" in parts and parts["text"].dim != target.caption_dim:
         raise ConvertError(f"the model reads captions of width {target.caption_dim}, and T5's is {parts['text'].dim}")
-    # Defaults of the published samplers (sample_c2i.py) and of LANTERN's and CASCADE's LlamaGen experiments.
-    sampling = {"temperature": 1.0, "top_k": 2000, "top_p": 1.0, "guidance": 4.0}
-    if text != "class":
-        sampling = {"temperature": 1.0, "top_k": 1000, "top_p": 1.0, "guidance": 7.5}
+    # CASCADE's settings (its appendix); for classes, which it does not draw, LlamaGen's own guidance (sample_c2i.py).
+    sampling = {"temperature": 1.0, "top_k": 2000, "top_p": 1.0, "guidance": 4.0 if text == "class" else 3.0}
     return bundle.Config(
         family="llamagen",
         target=target,
@@ -141,6 +139,7 @@ def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
         text=text,
         encoder=parts.get("text"),
         sampling=sampling,
+        cascade={"tau_pos": 0.85, "tau_seq": 0.5},
     )
 
 
@@ -168,4 +167,6 @@ VQ = Format(
     lambda config: vqgan.own_names(),
     skip=("quantize.codebook_used",),  # statistics of training
 )
-FAMILY = Family("llamagen", (ORIGINAL, HUGGING_FACE, VQ, eagle.EAGLE1, t5.ENCODER), ("target", "vq"), _assemble)
+FAMILY = Family(
+    "llamagen", (ORIGINAL, HUGGING_FACE, VQ, eagle.EAGLE1, eagle.EAGLE3, t5.ENCODER), ("target", "vq"), _assemble
+)

@@ -15,6 +15,11 @@ def linear(weight: np.ndarray) -> np.ndarray:
     return weight.T
 
 
+def integers(values: np.ndarray) -> np.ndarray:
+    """Any integers as int32."""
+    return values.astype(np.int32)
+
+
 def conv(weight: np.ndarray) -> np.ndarray:
     """[out, in, height, width] -> [height, width, in, out]."""
     return weight.transpose(2, 3, 1, 0)

@@ -72,5 +72,5 @@ def token_prefix(table: jax.Array, rows: TokenRows, guided: bool, drafter: nnx.M
     """
     ids, length = (x if guided else x[: len(x) // 2] for x in (rows.ids, rows.length))
     x = table[ids]
-    own = drafter is not None and drafter.config.vocab_size is not None
-    return Prefix(x, drafter.embedding[...][ids].astype(x.dtype) if own else x, jnp.asarray(length))
+    own = getattr(drafter, "embedding", None)
+    return Prefix(x, x if own is None else own[...][ids].astype(x.dtype), jnp.asarray(length))

@@ -135,10 +135,10 @@ class Attention(nnx.Module):
     and its value. One matrix product feeds all three, and the kernel still shards over heads.
     """
 
-    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs, inputs: int | None = None):
         self.config = config
         self.groups = config.heads // config.kv_heads
-        self.qkv = Linear(config.dim, config.kv_heads, self.groups + 2, config.head_dim, rngs=rngs)
+        self.qkv = Linear(inputs or config.dim, config.kv_heads, self.groups + 2, config.head_dim, rngs=rngs)
         self.query_norm = HeadNorm(config.heads, config.head_dim) if config.qk_norm else None
         self.key_norm = HeadNorm(config.kv_heads, config.head_dim) if config.qk_norm else None
         self.out = Linear(config.heads * config.head_dim, config.dim, rngs=rngs)
