@@ -18,7 +18,7 @@ class Convert:
     """Turn published PyTorch checkpoints into a model that the other commands load."""
 
     family: Annotated[Positional[str], arg(metavar="FAMILY")]
-    """llamagen; or auto, to go by the files"""
+    """llamagen, lumina-mgpt, anole, janus; or auto, to go by the files"""
     paths: Annotated[Positional[tuple[pathlib.Path, ...]], arg(metavar="SOURCE... DEST", help_behavior_hint="")] = ()
     """files and folders as downloaded, in any order: the model, its picture tokenizer, its text encoder, a drafter; and
     last the folder to write"""

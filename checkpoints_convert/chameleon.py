@@ -213,6 +213,7 @@ def _family(name: str, style: str) -> Family:
         ),
         ("target", "vq"),
         _assemble,
+        architecture="chameleon",
     )
 
 

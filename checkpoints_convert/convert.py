@@ -106,11 +106,13 @@ def merge(
     model = pathlib.Path(model)
     config = bundle.read_config(model)
     source = open_source(drafter)
-    layout = recognise(FAMILIES[config.family], source)
-    if layout is None or layout.part != "drafter":
-        what = "of no known kind" if layout is None else f"a {layout.part} ({layout.name})"
+    family = next(family for family in FAMILIES.values() if family.is_a(config.family))
+    layouts = recognise(family, source)
+    fitting = [layout for layout in layouts if layout.part == "drafter"]
+    if not fitting:
+        what = f"a {layouts[0].part} ({layouts[0].name})" if layouts else "of no known kind"
         raise ConvertError(f"{source.path} is no drafter for {config.family}: it is {what}")
-    part = planned(layout, source, Known({"vq": config.vq, "target": config.target}))
+    part = planned(fitting[0], source, Known({"vq": config.vq, "target": config.target}))
     with writing(model, {"drafter": part}, dtype, say, lambda done, total: None) as (writer, origin):
         writer.adopt(model, without="drafter")
         files = config.origin.get("files", {}) | origin["files"]
@@ -150,15 +152,17 @@ def writing(
 
 
 def _family(name: str, opened: Sequence[Source]) -> Family:
+    """The family of a name; of an architecture's name or "auto", the one that the files, or else their names, tell."""
     if name in FAMILIES:
         return FAMILIES[name]
-    if name != "auto":
+    fitting = [family for family in FAMILIES.values() if name == "auto" or family.is_a(name)]
+    if not fitting:
         raise ConvertError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}, auto")
-    fitting = [family for family in FAMILIES.values() if all(recognise(family, source) for source in opened)]
+    fitting = [family for family in fitting if all(recognise(family, source) for source in opened)]
     fitting = [f for f in fitting if any(layout.part == "target" for s in opened for layout in recognise(f, s))]
-    if len(fitting) > 1:  # the same architecture: the name may tell
-        names = " ".join(source.path.absolute().name.lower() for source in opened)
-        fitting = [family for family in fitting if family.name in names] or fitting
+    if len(fitting) > 1:  # fine-tunes of one architecture
+        names = " ".join(str(source.path.absolute()).lower() for source in opened)
+        fitting = [family for family in fitting if family.name in names]
     if len(fitting) != 1:
         raise ConvertError(f"the files do not tell the family: name one of {', '.join(FAMILIES)}")
     return fitting[0]

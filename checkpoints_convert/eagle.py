@@ -70,14 +70,14 @@ def _configure(source: Source, known: Known) -> EagleConfig:
         grid=target.grid if image else None,
         condition_slots=target.condition_tokens - 1 if image else 0,
         rope_base=float(settings.get("rope_theta", 10000)),
-        vocab_size=source.shape("embed_tokens.weight")[0],
+        vocab_size=source.shape("embed_tokens.weight")[0] if "embed_tokens.weight" in source.tensors else None,
     )
 
 
 EAGLE1 = Format(
     "EAGLE-1",
     "drafter",
-    ("fc.weight", "embed_tokens.weight", "layers.0.self_attn.q_proj.weight"),
+    ("fc.weight", "layers.0.self_attn.q_proj.weight"),
     _configure,
     _eagle1,
     skip=("layers.{}.self_attn.rotary_emb.**", CODES),  # constants; the target's vocabulary

@@ -54,9 +54,15 @@ class Family:
       formats: layouts of its parts; the first that matches a source wins.
       required: parts without which there is no bundle.
       assemble: the bundle's configuration (without origin) from the parts' configurations.
+      architecture: the bundle's family; None for `name`. Fine-tunes that draw in different ways share one.
     """
 
     name: str
     formats: tuple[Format, ...]
     required: tuple[str, ...]
     assemble: Callable[[Mapping[str, Any]], bundle.Config]
+    architecture: str | None = None
+
+    def is_a(self, name: str) -> bool:
+        """Whether the family or its architecture is called that."""
+        return name in (self.name, self.architecture)

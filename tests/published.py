@@ -222,3 +222,83 @@ def write_folder(
     index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": where}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     return folder
+
+
+def vqgan(*, channels: int, multipliers: tuple[int, ...], blocks: int, latent: int, codes: int, width: int) -> Tensors:
+    """The layout of Chameleon's vqgan.ckpt, without what it was trained against: taming-transformers' names."""
+    shapes: dict[str, tuple[int, ...]] = {"quantize.embedding.weight": (codes, width)}
+
+    def conv(name, inputs, outputs, size):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs, size, size), (outputs,)
+
+    def norm(name, of):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (of,), (of,)
+
+    def resnet(name, inputs, outputs):
+        norm(f"{name}.norm1", inputs)
+        conv(f"{name}.conv1", inputs, outputs, 3)
+        norm(f"{name}.norm2", outputs)
+        conv(f"{name}.conv2", outputs, outputs, 3)
+        if inputs != outputs:
+            conv(f"{name}.nin_shortcut", inputs, outputs, 1)
+
+    def middle(side, of):
+        resnet(f"{side}.mid.block_1", of, of)
+        norm(f"{side}.mid.attn_1.norm", of)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{side}.mid.attn_1.{part}", of, of, 1)
+        resnet(f"{side}.mid.block_2", of, of)
+
+    widths = [channels * m for m in multipliers]
+    conv("quant_conv", latent, width, 1)
+    conv("post_quant_conv", width, latent, 1)
+    for side, first, last in (("encoder", 3, latent), ("decoder", latent, 3)):
+        levels = list(enumerate(widths)) if side == "encoder" else list(enumerate(widths))[::-1]
+        inner = channels if side == "encoder" else widths[-1]
+        conv(f"{side}.conv_in", first, inner, 3)
+        middle(side, widths[-1])
+        for step, (i, out) in enumerate(levels):
+            name = f"{side}.down.{i}" if side == "encoder" else f"{side}.up.{i}"
+            for j in range(blocks + (side == "decoder")):
+                resnet(f"{name}.block.{j}", inner, out)
+                inner = out
+            if step < len(levels) - 1:
+                conv(f"{name}.{'downsample' if side == 'encoder' else 'upsample'}.conv", out, out, 3)
+        norm(f"{side}.norm_out", inner)
+        conv(f"{side}.conv_out", inner, last, 3)
+    return _made(shapes)
+
+
+def chameleon_drafter(
+    *, dim: int, heads: int, kv_heads: int, ffn: int, vocab: int | None, qk_norm: bool = True
+) -> Tensors:
+    """The layout of jadohu/anole_drafter's pytorch_model.bin: one layer of the target's kind, with its input norm."""
+    layer, head = "layers.0", dim // heads
+    shapes: dict[str, tuple[int, ...]] = {"fc.weight": (dim, 2 * dim), "fc.bias": (dim,)}
+    if vocab is not None:
+        shapes["embed_tokens.weight"] = (vocab, dim)
+    for x, of in (("q", heads), ("k", kv_heads), ("v", kv_heads)):
+        shapes[f"{layer}.self_attn.{x}_proj.weight"] = (of * head, dim)
+        if qk_norm and x != "v":
+            shapes[f"{layer}.self_attn.{x}_norm.weight"] = shapes[f"{layer}.self_attn.{x}_norm.bias"] = (of, head)
+    shapes |= {
+        f"{layer}.self_attn.o_proj.weight": (dim, dim),
+        f"{layer}.mlp.gate_proj.weight": (ffn, dim),
+        f"{layer}.mlp.up_proj.weight": (ffn, dim),
+        f"{layer}.mlp.down_proj.weight": (dim, ffn),
+        f"{layer}.input_layernorm.weight": (dim,),
+        f"{layer}.post_attention_layernorm.weight": (dim,),
+    }
+    return _made(shapes)
+
+
+CHAMELEON_DRAFTER_SETTINGS = {
+    "architectures": ["ChameleonForConditionalGeneration"],
+    "model_type": "chameleon",
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 1,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+}
+JANUS_DRAFTER_SETTINGS = {"num_attention_heads": 4, "num_key_value_heads": 4, "rms_norm_eps": 1e-6}
