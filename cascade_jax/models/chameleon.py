@@ -121,6 +121,10 @@ class ChameleonConfig:
             text = f"Generate an image of {size} according to the following prompt:\n{text}"
         return Prompt(ids=np.array([self.begin, *encode(text), self.turn], np.int32))
 
+    def blank(self) -> Prompt:
+        """A prompt without meaning, as long as a usual one."""
+        return Prompt(ids=np.array([self.begin] * 30 + [self.turn], np.int32))
+
     def stack(self, prompts: Sequence[Prompt]) -> TokenRows:
         """What stands before the first drawn token. Without a prompt that is the opening alone, for Anole behind the
         token that begins a sequence, so the branches' lengths differ.

@@ -6,6 +6,7 @@ A family is a configuration and a module. To the engine the module is any with `
     config.length, config.layout     drawn tokens of a picture, and what may stand where among them (None: any code)
     config.codes(tokens)             drawn tokens int [B, length] to VQ codes int [B, h, w]
     config.stack(prompts)            encoded prompts side by side, as arrays
+    config.blank()                   a prompt without meaning, for measurements
     module.prefix(stacked, guided, drafter)   these arrays to what stands before the first drawn token
 
 and, of a family that reads text itself, config.read(encode, text), a caption to a `Prompt`. A drafter with a table of

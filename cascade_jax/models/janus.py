@@ -83,6 +83,10 @@ class JanusConfig:
         text = f"<|User|>: {text.strip()}\n\n<|Assistant|>:"
         return Prompt(ids=np.array([self.begin, *encode(text), self.image_start], np.int32))
 
+    def blank(self) -> Prompt:
+        """A prompt without meaning, as long as a usual one."""
+        return Prompt(ids=np.array([self.begin] * 30 + [self.image_start], np.int32))
+
     def stack(self, prompts: Sequence[Prompt]) -> TokenRows:
         """What stands before the first drawn token. The unconditional branch keeps the first and the last token and
         pads those between, which it sees like any other."""

@@ -67,6 +67,12 @@ class LlamaGenConfig:
         """Any code may stand anywhere."""
         return None
 
+    def blank(self) -> Prompt:
+        """A prompt without meaning."""
+        if self.classes is not None:
+            return Prompt(ids=jnp.int32(0))
+        return Prompt(features=jnp.zeros((self.condition_tokens, self.caption_dim)))
+
     def stack(self, prompts: Sequence[Prompt]) -> Prompt:
         """Classes int [B], or caption features [B, C, caption_dim] and their mask [B, C]."""
         return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *prompts)
