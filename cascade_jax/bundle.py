@@ -39,6 +39,7 @@ from cascade_jax.tree import DynamicTree, Tree
 
 FORMAT = 1
 NEIGHBOURS = "neighbours.npy"
+UNFINISHED = "-unfinished-"  # in the names of temporary directories
 SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
 # What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
@@ -427,7 +428,7 @@ def replaced(directory: pathlib.Path):
     directory = pathlib.Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     _sweep(directory)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}{UNFINISHED}", dir=directory.parent))
     lock = _locked(temporary)
     try:
         yield temporary
@@ -453,7 +454,7 @@ def _locked(directory: pathlib.Path) -> int:
 
 def _sweep(directory: pathlib.Path) -> None:
     """Removes what killed processes left beside a directory; brings it back if one died while it was replaced."""
-    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}-????????*"), reverse=True):
+    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}{UNFINISHED}*"), reverse=True):
         try:
             lock = _locked(left)
         except OSError:  # in use, or gone already

@@ -21,6 +21,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 NESTED = ("model", "module", "state_dict")  # keys under which training scripts keep the weights, first found first
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 # https://github.com/huggingface/safetensors: types by their names in a header
@@ -106,6 +107,9 @@ def open_source(path: str | pathlib.Path) -> Source:
         raise ConvertError(f"{path} lacks tensors that its index names: {_listed(lost)}")
     if not tensors:
         raise ConvertError(f"{path} holds no tensors")
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     return Source(path, files, tensors, _settings(path))
 
 
