@@ -119,9 +119,6 @@ class Bundle:
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
-        self._decode_images = jax.jit(
-            lambda state, codes: to_uint8(nnx.merge(self._graphs["vq"], state).decode_codes(codes))
-        )
 
     @property
     def length(self) -> int:
@@ -178,7 +175,12 @@ class Bundle:
     def images(self, tokens: jax.Array) -> np.ndarray:
         """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
         side = self.config.target.grid
-        return np.asarray(self._decode_images(self.params["vq"], tokens.reshape(-1, side, side)))
+        return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], tokens.reshape(-1, side, side)))
+
+
+@jax.jit(static_argnums=0)
+def _pictures(graph, state, codes: jax.Array) -> jax.Array:
+    return to_uint8(nnx.merge(graph, state).decode_codes(codes))
 
 
 def _stacked(prompts: Sequence[Prompt]) -> Prompt:

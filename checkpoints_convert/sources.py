@@ -8,6 +8,7 @@ pickles (`.bin`, `.pt`, `.pth`, `.ckpt`) need PyTorch and are loaded with `weigh
 import dataclasses
 import json
 import pathlib
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -219,10 +220,9 @@ def _pickle(file: pathlib.Path) -> dict[str, Tensor]:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
-        culprit = reason.partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
-        if culprit:
-            raise ConvertError(f"{file} is refused: it asks to run {culprit}, which weights have no need of") from error
-        raise ConvertError(f"{file} is refused: it holds more than weights, or is damaged ({reason[:120]})") from error
+        if culprit := re.search(r"GLOBAL (\S+)", reason):
+            raise ConvertError(f"{file} is refused: it asks for {culprit[1]}, which weights have no need of") from error
+        raise ConvertError(f"{file} is refused: it is damaged, or holds more than weights") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConvertError(f"{file} is damaged: {reason[:160] or type(error).__name__}") from error

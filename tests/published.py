@@ -135,6 +135,43 @@ DRAFTER_SETTINGS = {
     "vocab_size": CODES,
 }
 
+DRAFTED = 24  # tokens that the EAGLE-3 drafter can draw
+
+
+def eagle3() -> Tensors:
+    """The layout of EAGLE-3's published drafters: no token embedding, a head for part of the vocabulary."""
+    layer = "midlayer"
+    tensors = _made(
+        {
+            "fc.weight": (DIM, 3 * DIM),
+            f"{layer}.self_attn.q_proj.weight": (DIM, 2 * DIM),
+            f"{layer}.self_attn.k_proj.weight": (DIM // 2, 2 * DIM),
+            f"{layer}.self_attn.v_proj.weight": (DIM // 2, 2 * DIM),
+            f"{layer}.self_attn.o_proj.weight": (DIM, DIM),
+            f"{layer}.mlp.gate_proj.weight": (FFN, DIM),
+            f"{layer}.mlp.up_proj.weight": (FFN, DIM),
+            f"{layer}.mlp.down_proj.weight": (DIM, FFN),
+            f"{layer}.hidden_norm.weight": (DIM,),
+            f"{layer}.input_layernorm.weight": (DIM,),
+            f"{layer}.post_attention_layernorm.weight": (DIM,),
+            "norm.weight": (DIM,),
+            "lm_head.weight": (DRAFTED, DIM),
+        }
+    )
+    drawn = np.sort(np.random.default_rng(3).permutation(CODES)[:DRAFTED])
+    t2d = np.zeros(CODES, bool)
+    t2d[drawn] = True
+    return {**tensors, "d2t": drawn - np.arange(DRAFTED), "t2d": t2d}
+
+
+EAGLE3_SETTINGS = {
+    **DRAFTER_SETTINGS,
+    "num_key_value_heads": HEADS // 2,
+    "draft_vocab_size": DRAFTED,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+}
+
 CHANNELS, LATENT = 32, 64
 
 

@@ -266,7 +266,7 @@ BAD = {
     "lies about a shape": "its header lies about norm.weight",
     "lies about offsets": "its header lies about",
     "no header": "its header makes no sense",
-    "runs code": "is refused: it asks to run posix.system",
+    "runs code": "is refused: it asks for posix.system",
     "truncated pickle": "is damaged",
     "missing shard": "lacks model-00002-of-00003.safetensors",
     "shard outside": "names files outside its folder",
@@ -331,7 +331,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(downloads, monkeypatch, caps
 
     monkeypatch.setattr(bundle.Writer, "_flush", full)
     assert cli.main(["convert", "llamagen", *files, "out", "--pixels", "64"]) == 2
-    out, err = capsys.readouterr()
+    err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert "is full" in err
     assert list(empty_folder.iterdir()) == []
@@ -377,7 +377,7 @@ def test_a_folder_that_is_no_model_is_not_replaced(tmp_path, downloads):
 @pytest.mark.parametrize(
     ("size", "classes", "published_count"),
     [("B", 1000, "111M"), ("L", 1000, "343M"), ("XL", 1000, "775M"), ("XXL", 1000, "1.4B"), ("XXXL", 1000, "3.9B"),
-     ("XL", None, "775M"), ("1B", None, "1.2B"), ("3B", None, "3.1B"), ("7B", None, "6.6B")],
+     ("1B", None, "1.2B"), ("3B", None, "3.1B"), ("7B", None, "6.6B")],
 )  # fmt: skip
 def test_full_size_models_have_the_published_number_of_parameters(size, classes, published_count):
     """The counts in gpt.py's comments, which were taken without the caption embedder."""
