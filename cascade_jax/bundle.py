@@ -40,7 +40,7 @@ from cascade_jax.tree import DynamicTree, Tree
 FORMAT = 1
 NEIGHBOURS = "neighbours.npy"
 UNFINISHED = "-unfinished-"  # in the names of temporary directories
-SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
+SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
 # What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
 # first is what a config.json without a name means.
