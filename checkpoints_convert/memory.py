@@ -1,7 +1,7 @@
 """How much memory a conversion takes: `python -m checkpoints_convert.memory --gigabytes 4`.
 
-Makes a checkpoint of that size with the shapes of a 7B model (a file of zeros, which takes no room on most disks), converts
-it, and prints the most memory that the process held beside the pages of mapped files.
+Makes a checkpoint of that size with the shapes of a 7B model (a file of zeros, which takes no room on most disks),
+converts it, and prints the most memory that the process held beside the pages of mapped files.
 """
 
 import argparse
