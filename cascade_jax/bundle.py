@@ -40,7 +40,8 @@ from cascade_jax.tree import DynamicTree, Tree
 
 FORMAT = 1
 NEIGHBOURS = "neighbours.npy"
-SHARD = 512 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
+UNFINISHED = "-unfinished-"  # in the names of temporary directories
+SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
 # What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
 # first is what a config.json without a name means.
@@ -105,9 +106,6 @@ class Bundle:
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
-        self._decode_images = jax.jit(
-            lambda state, codes: to_uint8(nnx.merge(self._graphs["vq"], state).decode_codes(codes))
-        )
 
     @property
     def length(self) -> int:
@@ -164,7 +162,13 @@ class Bundle:
 
     def images(self, tokens: jax.Array) -> np.ndarray:
         """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
-        return np.asarray(self._decode_images(self.params["vq"], self.config.target.codes(tokens)))
+        codes = self.config.target.codes(tokens)
+        return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
+
+
+@jax.jit(static_argnums=0)
+def _pictures(graph, state, codes: jax.Array) -> jax.Array:
+    return to_uint8(nnx.merge(graph, state).decode_codes(codes))
 
 
 @jax.jit(static_argnums=(0, 1, 2))
@@ -398,7 +402,7 @@ def replaced(directory: pathlib.Path):
     directory = pathlib.Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
     _sweep(directory)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}{UNFINISHED}", dir=directory.parent))
     lock = _locked(temporary)
     try:
         yield temporary
@@ -424,7 +428,7 @@ def _locked(directory: pathlib.Path) -> int:
 
 def _sweep(directory: pathlib.Path) -> None:
     """Removes what killed processes left beside a directory; brings it back if one died while it was replaced."""
-    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}-????????*"), reverse=True):
+    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}{UNFINISHED}*"), reverse=True):
         try:
             lock = _locked(left)
         except OSError:  # in use, or gone already

@@ -8,6 +8,7 @@ pickles (`.bin`, `.pt`, `.pth`, `.ckpt`) need PyTorch and are loaded with `weigh
 import dataclasses
 import json
 import pathlib
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
@@ -25,6 +26,7 @@ WHOLE = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")
 CODES = "vocabulary.codes"  # not a tensor of any file: see `Source`
 NESTED = ("model", "module", "state_dict")  # keys under which training scripts keep the weights, first found first
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
 HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 
 # https://github.com/huggingface/safetensors: types by their names in a header
@@ -120,6 +122,9 @@ def open_source(path: str | pathlib.Path) -> Source:
         raise ConvertError(f"{path} lacks tensors that its index names: {_listed(lost)}")
     if not tensors:
         raise ConvertError(f"{path} holds no tensors")
+    for wrapper in WRAPPERS:
+        if all(name.startswith(wrapper) for name in tensors):
+            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
     settings = _settings(path)
     if (codes := _codes(path if path.is_dir() else path.parent, settings)) is not None:
         tensors[CODES] = Tensor(codes.shape, codes.dtype, lambda: codes)
@@ -263,10 +268,9 @@ def _pickle(file: pathlib.Path) -> dict[str, Tensor]:
             loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())
-        culprit = reason.partition("Unsupported global: GLOBAL ")[2].split(" ")[0]
-        if culprit:
-            raise ConvertError(f"{file} is refused: it asks to run {culprit}, which weights have no need of") from error
-        raise ConvertError(f"{file} is refused: it holds more than weights, or is damaged ({reason[:120]})") from error
+        if culprit := re.search(r"GLOBAL (\S+)", reason):
+            raise ConvertError(f"{file} is refused: it asks for {culprit[1]}, which weights have no need of") from error
+        raise ConvertError(f"{file} is refused: it is damaged, or holds more than weights") from error
     except Exception as error:
         reason = " ".join(str(error).split())
         raise ConvertError(f"{file} is damaged: {reason[:160] or type(error).__name__}") from error

@@ -135,6 +135,43 @@ DRAFTER_SETTINGS = {
     "vocab_size": CODES,
 }
 
+DRAFTED = 24  # tokens that the EAGLE-3 drafter can draw
+
+
+def eagle3() -> Tensors:
+    """The layout of EAGLE-3's published drafters: no token embedding, a head for part of the vocabulary."""
+    layer = "midlayer"
+    tensors = _made(
+        {
+            "fc.weight": (DIM, 3 * DIM),
+            f"{layer}.self_attn.q_proj.weight": (DIM, 2 * DIM),
+            f"{layer}.self_attn.k_proj.weight": (DIM // 2, 2 * DIM),
+            f"{layer}.self_attn.v_proj.weight": (DIM // 2, 2 * DIM),
+            f"{layer}.self_attn.o_proj.weight": (DIM, DIM),
+            f"{layer}.mlp.gate_proj.weight": (FFN, DIM),
+            f"{layer}.mlp.up_proj.weight": (FFN, DIM),
+            f"{layer}.mlp.down_proj.weight": (DIM, FFN),
+            f"{layer}.hidden_norm.weight": (DIM,),
+            f"{layer}.input_layernorm.weight": (DIM,),
+            f"{layer}.post_attention_layernorm.weight": (DIM,),
+            "norm.weight": (DIM,),
+            "lm_head.weight": (DRAFTED, DIM),
+        }
+    )
+    drawn = np.sort(np.random.default_rng(3).permutation(CODES)[:DRAFTED])
+    t2d = np.zeros(CODES, bool)
+    t2d[drawn] = True
+    return {**tensors, "d2t": drawn - np.arange(DRAFTED), "t2d": t2d}
+
+
+EAGLE3_SETTINGS = {
+    **DRAFTER_SETTINGS,
+    "num_key_value_heads": HEADS // 2,
+    "draft_vocab_size": DRAFTED,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 5000.0,
+}
+
 CHANNELS, LATENT = 32, 64
 
 
@@ -187,6 +224,44 @@ def vq(multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)) -> Tensors:
         norm(f"{side}.norm_out", levels[-1])
         conv(f"{side}.conv_out", levels[-1], LATENT if side == "encoder" else 3, 3)
     return _made(shapes)
+
+
+WORDS = ("a", "red", "ball", "on", "gravel", "cat", ",", ".")
+
+
+def t5() -> Tensors:
+    """The layout of google/flan-t5-xl, with the beginning of its decoder."""
+    shapes = {"shared.weight": (4 + len(WORDS), CAPTION), "lm_head.weight": (4 + len(WORDS), CAPTION)}
+    for side in ("encoder", "decoder"):
+        shapes[f"{side}.final_layer_norm.weight"] = (CAPTION,)
+        for i in range(2):
+            block = f"{side}.block.{i}.layer"
+            shapes |= {f"{block}.0.SelfAttention.{x}.weight": (32, CAPTION) for x in "qkv"}
+            shapes |= {
+                f"{block}.0.SelfAttention.o.weight": (CAPTION, 32),
+                f"{block}.0.layer_norm.weight": (CAPTION,),
+                f"{block}.1.DenseReluDense.wi_0.weight": (40, CAPTION),
+                f"{block}.1.DenseReluDense.wi_1.weight": (40, CAPTION),
+                f"{block}.1.DenseReluDense.wo.weight": (CAPTION, 40),
+                f"{block}.1.layer_norm.weight": (CAPTION,),
+            }
+        shapes[f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] = (32, 4)
+    return _made(shapes)
+
+
+T5_SETTINGS = {"model_type": "t5", "d_model": CAPTION, "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6}
+
+
+def write_tokenizer(file: pathlib.Path) -> None:
+    """A tokenizer.json like T5's, that knows WORDS."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -5.0)] + [(f"▁{w}", -2.0) for w in WORDS]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.save(str(file))
 
 
 def write_pickle(file: str | pathlib.Path, tensors: Tensors, nest: str | None = None, **beside) -> pathlib.Path:

@@ -4,6 +4,7 @@ Reference outputs lie in tests/golden and come from the public repositories (see
 weights of `published`. Tolerance: 1e-4 on logits, features and pixels of order one, for float32 sums in another order.
 """
 
+import functools
 import json
 import pathlib
 
@@ -15,10 +16,12 @@ import pytest
 from flax import nnx
 
 import cascade_jax as cj
+from cascade_jax import bundle, decode
 from cascade_jax import cache as kv
-from cascade_jax import decode
 from cascade_jax.cache import Context
-from checkpoints_convert import convert
+from checkpoints_convert import convert, eagle, llamagen, sources, table
+from checkpoints_convert.convert import planned
+from checkpoints_convert.formats import Known
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FAST = {"xla_backend_optimization_level": 0}
@@ -26,7 +29,7 @@ FAST = {"xla_backend_optimization_level": 0}
 
 @pytest.fixture(scope="module")
 def golden():
-    return {name: np.load(GOLDEN / f"{name}.npz") for name in ("llamagen", "lantern", "vq")}
+    return {name: np.load(GOLDEN / f"{name}.npz") for name in ("llamagen", "lantern", "vq", "eagle3")}
 
 
 @pytest.fixture(scope="module")
@@ -67,24 +70,41 @@ def _rows(golden):
 
 @pytest.mark.parametrize("name", ["t2i", "c2i", "hf"])
 def test_both_branches_of_llamagen_agree_with_the_public_code(name, bundles, golden):
-    bundle = bundles[name]
-    prefix, tokens = bundle.prefix(_prompts(golden, name), guided=True), _rows(golden)
-    target = bundle.merged("target")
+    prefix, tokens = bundles[name].prefix(_prompts(golden, name), guided=True), _rows(golden)
+    graph, state = nnx.split(bundles[name].merged("target"))
+    found_features, found_logits = _forced(graph, state, prefix, tokens)
+    logits, features = _expected(golden, name)
+    np.testing.assert_allclose(found_features, features, atol=1e-4)
+    np.testing.assert_allclose(found_logits, logits, atol=1e-4)
+
+
+def test_bfloat16_stays_within_its_rounding(bundles, golden):
+    """bfloat16 keeps 8 bits: a logit is off by some 1/2**8 of the logits' size. Twice that on average and ten times at
+    worst leaves room for the roundings of two layers, and no wrong operation would pass."""
+    graph, state = nnx.split(bundles["t2i"].merged("target"))
+    rough = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
+    prefix, tokens = bundles["t2i"].prefix(_prompts(golden, "t2i"), guided=True), _rows(golden)
+    prefix = prefix.replace(embeddings=prefix.embeddings.astype(jnp.bfloat16))
+    logits = _expected(golden, "t2i")[0]
+    error = np.abs(np.asarray(_forced(graph, rough, prefix, tokens)[1]) - logits) / logits.std()
+    assert error.mean() < 2 / 2**8
+    assert error.max() < 10 / 2**8
+
+
+@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
+def _forced(graph, state, prefix, tokens):
+    target = nnx.merge(graph, state)
     features = decode.at_tokens(decode.teacher_forced(target, prefix, tokens), prefix, tokens.shape[1])
-    logits, expected = _expected(golden, name)
-    np.testing.assert_allclose(features, expected, atol=1e-4)
-    np.testing.assert_allclose(target.logits(features), logits, atol=1e-4)
+    return features, target.logits(features)
 
 
+@functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
 def _pass(graph, state, cache, lengths, depths, tokens, seen, holes):
     target = nnx.merge(graph, state)
     past = kv.filled(cache[0].key.shape[2], lengths, holes)
     context = Context(target.rope(lengths[:, None] + depths), kv.bias(seen)[None, None], (past,))
     features, fresh = target(target.embed(tokens), context, (cache,))
     return target.logits(features), fresh
-
-
-_pass = jax.jit(_pass, static_argnums=0, compiler_options=FAST)
 
 
 def _prefilled(bundle, prefix, room):
@@ -137,25 +157,44 @@ def test_the_drafter_agrees_with_lanterns(bundles, golden):
     context = Context(
         drafter.rope(jnp.broadcast_to(jnp.arange(slots), ids.shape)), kv.bias(kv.causal(slots))[None, None]
     )
-    hidden, _ = drafter(drafter.embed(jnp.asarray(ids), None), jnp.asarray(features), context)
+    hidden, _ = jax.jit(lambda x, f: drafter(x, f, context))(drafter.embed(jnp.asarray(ids), None), features)
     np.testing.assert_allclose(hidden, golden["lantern"]["drafter_hidden"], atol=1e-4)
+
+
+def test_eagle3s_module_agrees_with_the_public_code(bundles, golden, tmp_path):
+    folder = published.write_folder(tmp_path / "eagle3", published.eagle3(), published.EAGLE3_SETTINGS)
+    part = planned(eagle.EAGLE3, sources.open_source(folder), Known({"target": bundles["t2i"].config.target}))
+    drafter = _module(part)
+    expected = golden["eagle3"]
+    embeddings = published.tensor("embed_tokens.weight", published.CODES, published.DIM)[expected["ids"]]
+    slots = embeddings.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(slots), embeddings.shape[:2])
+    context = Context(drafter.rope(positions), kv.bias(kv.causal(slots))[None, None])
+
+    def run(embeddings, features):
+        hidden, _ = drafter(embeddings, drafter.fuse(features), context)
+        return hidden, drafter.logits(hidden, None)
+
+    hidden, logits = jax.jit(run)(embeddings, expected["features"])
+    np.testing.assert_allclose(hidden, expected["hidden"], atol=1e-4)
+    drawn = published.eagle3()["t2d"]
+    np.testing.assert_allclose(logits[..., drawn], expected["logits"], atol=1e-4)
+    assert np.all(np.asarray(logits)[..., ~drawn] == -np.inf)
+
+
+def _module(part):
+    """A planned part's parameters, in its module."""
+    graph, state = bundle._module(part.format.part, part.config)
+    flat = {tuple(path.split(".")): jnp.asarray(table.make(s, part.source.tensors)) for path, s in part.steps.items()}
+    nnx.replace_by_pure_dict(state, bundle.restored_keys(bundle._nested(flat)))
+    return nnx.merge(graph, state)
 
 
 @pytest.mark.parametrize(("name", "multipliers"), [("ds16", (1, 1, 2, 2, 4)), ("ds8", (1, 2, 2, 4))])
 def test_the_vq_encodes_and_decodes_like_the_public_code(name, multipliers, tmp_path, golden):
-    from cascade_jax import bundle
-    from cascade_jax.models.vq import VQModel
-    from checkpoints_convert import llamagen, sources, table
-    from checkpoints_convert.convert import planned
-    from checkpoints_convert.formats import Known
-
     file = published.write_pickle(tmp_path / f"vq_{name}.pt", published.vq(multipliers), "model")
     part = planned(llamagen.VQ, sources.open_source(file), Known({}))
-    graph, state = bundle._module("vq", part.config)
-    flat = {tuple(path.split(".")): table.make(step, part.source.tensors) for path, step in part.steps.items()}
-    nnx.replace_by_pure_dict(state, bundle.restored_keys(bundle._nested(flat)))
-    model = nnx.merge(graph, state)
-    assert isinstance(model, VQModel)
+    graph, state = nnx.split(_module(part))
     size = part.config.downsampling
     images = np.random.default_rng(1).uniform(-1, 1, (2, 3 * size, 2 * size, 3)).astype(np.float32)
     expected = {key: golden["vq"][f"{name}_{key}"] for key in ("latents", "codes", "given", "decoded")}

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import pytest
 import torch
 import transformers
@@ -19,26 +20,18 @@ SETTINGS = dict(
     d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=40, feed_forward_proj="gated-gelu",
     relative_attention_num_buckets=8, relative_attention_max_distance=12, tie_word_embeddings=False,
 )  # fmt: skip
-WORDS = ["a", "red", "ball", "on", "gravel", "cat", ",", "."]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """FLAN-T5 as it is published, but small: the whole model in shards, its settings and its tokenizer.json."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
-
     torch.manual_seed(0)
     whole = transformers.T5ForConditionalGeneration(transformers.T5Config(**SETTINGS))
     for p in whole.parameters():
         p.data = torch.randn_like(p) * (0.3 if p.ndim > 1 else 0.2) + (p.ndim == 1)
     place = tmp_path_factory.mktemp("flan-t5-xl")
     whole.save_pretrained(place, max_shard_size="40KB")
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0), ("▁", -5.0)] + [(f"▁{w}", -2.0) for w in WORDS]
-    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(place / "tokenizer.json"))
+    published.write_tokenizer(place / "tokenizer.json")
     assert len(list(place.glob("*.safetensors"))) > 1
     return place
 

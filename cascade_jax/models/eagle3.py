@@ -80,6 +80,8 @@ class Eagle3(nnx.Module):
         """Estimates [..., d] to float32 logits [..., vocab_size]; -inf for tokens that the head cannot draw."""
         del target
         drawn = self.head(self.norm(hidden)).astype(jnp.float32)
+        if self.config.draft_vocab == self.config.vocab_size:
+            return drawn  # EAGLE reads d2t only where it is needed
         tokens = jnp.arange(self.config.draft_vocab) + self.offsets[...]
         logits = jnp.full((*hidden.shape[:-1], self.config.vocab_size), -jnp.inf)
         return logits.at[..., tokens].set(drawn)

@@ -16,9 +16,7 @@ def reader(classes: int) -> Callable[[Sequence[str]], list[Prompt]]:
     def read(prompts: Sequence[str]) -> list[Prompt]:
         for text in prompts:
             if not text.strip().isdecimal() or not int(text) < classes:
-                raise ValueError(
-                    f"this model draws classes: a prompt is a number from 0 to {classes - 1}, not {text!r}"
-                )
+                raise ValueError(f"a prompt is the number of a class, 0 to {classes - 1}, not {text!r}")
         return [Prompt(ids=jnp.int32(int(text))) for text in prompts]
 
     return read
