@@ -159,10 +159,11 @@ def _family(name: str, opened: Sequence[Source]) -> Family:
     if not fitting:
         raise ConvertError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}, auto")
     fitting = [family for family in fitting if all(recognise(family, source) for source in opened)]
-    fitting = [f for f in fitting if any(layout.part == "target" for s in opened for layout in recognise(f, s))]
+    is_target = lambda family, source: any(layout.part == "target" for layout in recognise(family, source))
+    fitting = [family for family in fitting if any(is_target(family, source) for source in opened)]
     if len(fitting) > 1:  # fine-tunes of one architecture
-        names = " ".join(str(source.path.absolute()).lower() for source in opened)
-        fitting = [family for family in fitting if family.name in names]
+        names = [str(source.path.absolute()).lower() for source in opened if is_target(fitting[0], source)]
+        fitting = [family for family in fitting if any(family.name in name for name in names)]
     if len(fitting) != 1:
         raise ConvertError(f"the files do not tell the family: name one of {', '.join(FAMILIES)}")
     return fitting[0]

@@ -16,6 +16,7 @@ import cascade_jax as cj
 from cascade_jax import bundle, methods
 from cascade_jax.models import chameleon, janus
 from cascade_jax.models.vq import CHAMELEON, JANUS
+from cascade_jax.text import tokens
 from cascade_jax.tree import parse
 from checkpoints_convert import ConvertError, convert, merge
 from checkpoints_convert.chameleon import ANOLE, LUMINA, VQGAN
@@ -215,6 +216,21 @@ def test_what_is_missing_is_named(hub, tmp_path):
     with pytest.raises(ConvertError, match="text_tokenizer"):
         convert("anole", [lonely, sources(hub, "anole")[1]], tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_the_name_tells_fine_tunes_of_one_architecture_apart(hub, tmp_path):
+    lumina = convert("auto", sources(hub, "lumina-mgpt"), tmp_path / "model", pixels=64)
+    anole = convert("chameleon", sources(hub, "anole"), tmp_path / "model", pixels=64)
+    assert (lumina.target.style, anole.target.style) == ("lumina", "anole")
+
+
+def test_a_text_tokenizer_that_is_missing_or_damaged_is_named(tmp_path):
+    config = chameleon.preset("anole-7b")
+    with pytest.raises(bundle.BundleError, match="lacks its text tokenizer"):
+        tokens.reader(tmp_path / "tokenizer.json", config)(["a ball"])
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(bundle.BundleError, match="damaged"):
+        tokens.reader(tmp_path / "tokenizer.json", config)(["a ball"])
 
 
 # Full size: every tensor of the published models has its place. Shapes are transformers' own, without memory.
