@@ -91,6 +91,14 @@ def test_bfloat16_stays_within_its_rounding(bundles, golden):
     assert error.max() < 10 / 2**8
 
 
+def test_a_class_conditional_model_reads_class_numbers(bundles):
+    config = bundles["c2i"].config
+    assert (config.text, config.target.classes, config.sampling["guidance"]) == ("class", published.CLASSES, 4.0)
+    assert [int(prompt.ids) for prompt in bundles["c2i"].encode(["3", "0"])] == [3, 0]
+    with pytest.raises(ValueError, match="0 to 4"):
+        bundles["c2i"].encode(["a cat"])
+
+
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
 def _forced(graph, state, prefix, tokens):
     target = nnx.merge(graph, state)
