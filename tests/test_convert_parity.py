@@ -79,16 +79,24 @@ def test_both_branches_of_llamagen_agree_with_the_public_code(name, bundles, gol
 
 
 def test_bfloat16_stays_within_its_rounding(bundles, golden):
-    """bfloat16 keeps 8 bits: a logit is off by some 1/2**8 of the logits' size. Twice that on average and ten times at
-    worst leaves room for the roundings of two layers, and no wrong operation would pass."""
+    """bfloat16 keeps 8 bits, so the roundings of two layers leave logits off by some 2/2**8 of their own size; the
+    worst of 4,096 such errors is several times as large. A wrong operation is off by the size itself."""
     graph, state = nnx.split(bundles["t2i"].merged("target"))
     rough = jax.tree.map(lambda x: x.astype(jnp.bfloat16), state)
     prefix, tokens = bundles["t2i"].prefix(_prompts(golden, "t2i"), guided=True), _rows(golden)
     prefix = prefix.replace(embeddings=prefix.embeddings.astype(jnp.bfloat16))
     logits = _expected(golden, "t2i")[0]
     error = np.abs(np.asarray(_forced(graph, rough, prefix, tokens)[1]) - logits) / logits.std()
-    assert error.mean() < 2 / 2**8
-    assert error.max() < 10 / 2**8
+    assert error.mean() < 3 / 2**8
+    assert error.max() < 16 / 2**8
+
+
+def test_a_class_conditional_model_reads_class_numbers(bundles):
+    config = bundles["c2i"].config
+    assert (config.text, config.target.classes, config.sampling["guidance"]) == ("class", published.CLASSES, 4.0)
+    assert [int(prompt.ids) for prompt in bundles["c2i"].encode(["3", "0"])] == [3, 0]
+    with pytest.raises(ValueError, match="0 to 4"):
+        bundles["c2i"].encode(["a cat"])
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
@@ -157,7 +165,8 @@ def test_the_drafter_agrees_with_lanterns(bundles, golden):
     context = Context(
         drafter.rope(jnp.broadcast_to(jnp.arange(slots), ids.shape)), kv.bias(kv.causal(slots))[None, None]
     )
-    hidden, _ = jax.jit(lambda x, f: drafter(x, f, context))(drafter.embed(jnp.asarray(ids), None), features)
+    embeddings = drafter.embed(jnp.asarray(ids), bundles["t2i"].merged("target"))
+    hidden, _ = jax.jit(lambda x, f: drafter(x, f, context))(embeddings, features)
     np.testing.assert_allclose(hidden, golden["lantern"]["drafter_hidden"], atol=1e-4)
 
 
