@@ -1,18 +1,24 @@
 """A model directory, a *bundle*: everything needed to go from a prompt to a picture.
 
     DIR/config.json   what it is: family, sizes, layout, sampling defaults; plain to read
-    DIR/params/       an orbax checkpoint: {"target", "drafter", "vq", "text"}, each a tree of arrays
+    DIR/params/       orbax checkpoints that together hold {"target", "drafter", "vq", "text"}, each a tree of arrays:
+                      one, or several in folders 0, 1, ..., so that a large model is written piece by piece
+    DIR/text/         what the text encoder needs beside its parameters, such as tokenizer.json
+    DIR/neighbours.npy  LANTERN's table, int32 [codes, k]; optional
 
 A bundle is written to a temporary directory beside its destination and renamed: a destination is never half a bundle.
 """
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import json
 import os
 import pathlib
 import shutil
 import tempfile
+import typing
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,36 +26,36 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from flax import nnx, struct
+from flax import nnx
 
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
-from cascade_jax.models.transformer import BlockConfig
+from cascade_jax.models.eagle3 import Eagle3, Eagle3Config
+from cascade_jax.models.families import TARGETS
+from cascade_jax.models.prompt import Prompt
+from cascade_jax.models.t5 import T5Config, T5Encoder
 from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 
 FORMAT = 1
+NEIGHBOURS = "neighbours.npy"
+UNFINISHED = "-unfinished-"  # in the names of temporary directories
+SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
+
+# What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
+# first is what a config.json without a name means.
+KINDS: dict[str, dict[str, tuple[type, type]]] = {
+    "target": TARGETS,
+    "vq": {"llamagen": (VQConfig, VQModel)},
+    "drafter": {"eagle1": (EagleConfig, Eagle1), "eagle3": (Eagle3Config, Eagle3)},
+    "text": {"t5": (T5Config, T5Encoder)},
+}
+FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
 
 
 class BundleError(ValueError):
     """A model directory that cannot be used; the message is one line and says what would help."""
-
-
-@struct.dataclass
-class Prompt:
-    """A prompt that is already encoded.
-
-    Attributes:
-      ids: int [] for a class-conditional model; None otherwise.
-      features: float [C, caption_dim], what the text encoder made of a caption; None for a class.
-      mask: bool [C], false at padding; None where there is none.
-    """
-
-    ids: jax.Array | None = None
-    features: jax.Array | None = None
-    mask: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +63,29 @@ class Config:
     """A bundle's config.json.
 
     Attributes:
-      family: which architecture the target has.
+      family: which architecture the target has, one of `models.families.TARGETS`.
       target: its sizes.
       drafter: the drafter's sizes; None without one.
       vq: the picture tokenizer's sizes.
-      text: which text encoder reads the prompts; None where prompts come encoded.
+      text: how prompts are read: "scenes", "t5", "class" (a class's number), "tokens" (the target reads text itself);
+        None where they come encoded.
       sampling: default sampling settings.
       cascade: default thresholds of the cascade rule.
       origin: where the weights came from: source files, digests, recipe.
+      encoder: the text encoder's sizes; None where there is none, or it is a table.
+
+    The sizes are those of `KINDS`.
     """
 
     family: str
-    target: LlamaGenConfig
-    drafter: EagleConfig | None
-    vq: VQConfig
+    target: Any
+    drafter: Any | None
+    vq: Any
     text: str | None = None
     sampling: dict[str, float] = dataclasses.field(default_factory=dict)
     cascade: dict[str, float] = dataclasses.field(default_factory=dict)
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+    encoder: Any | None = None
 
 
 @dataclasses.dataclass
@@ -85,27 +96,26 @@ class Bundle:
       config: what it is.
       params: {"target", "drafter", "vq", "text"}: NNX states, None where a part is missing, an array tree for text.
       read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
+      neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
     """
 
     config: Config
     params: dict[str, Any]
     read: Callable[[Sequence[str]], list[Prompt]] | None = None
+    neighbours: np.ndarray | None = None
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
-        self._decode_images = jax.jit(
-            lambda state, codes: to_uint8(nnx.merge(self._graphs["vq"], state).decode_codes(codes))
-        )
 
     @property
     def length(self) -> int:
         """Output tokens of a picture."""
-        return self.config.target.image_tokens
+        return self.config.target.length
 
     @property
     def layout(self) -> Layout | None:
         """What may stand where in the output."""
-        return None
+        return self.config.target.layout
 
     def program(self, tree: Tree | DynamicTree) -> Program:
         """The decoding program of this model with `tree`.
@@ -116,6 +126,8 @@ class Bundle:
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
             raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
+        if tree.depth and isinstance(self.config.drafter, Eagle3Config):
+            raise BundleError("an EAGLE-3 drafter reads three of the target's layers, which no target here gives yet")
         return Program(self._graphs["target"], drafter, tree, self.length, self.layout)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
@@ -143,32 +155,101 @@ class Bundle:
 
     def prefix(self, prompts: Sequence[Prompt], guided: bool) -> Prefix:
         """What stands before the first output token, for both guidance branches or the conditional one alone."""
-        return _prefix(self._graphs["target"], self.params["target"], _stacked(prompts), guided)
+        drafter = self._graphs.get("drafter")
+        states = self.params["target"], self.params["drafter"]
+        stacked = self.config.target.stack(prompts)
+        return _prefix(self._graphs["target"], drafter, guided, states, stacked)
 
     def images(self, tokens: jax.Array) -> np.ndarray:
         """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
-        side = self.config.target.grid
-        return np.asarray(self._decode_images(self.params["vq"], tokens.reshape(-1, side, side)))
+        codes = self.config.target.codes(tokens)
+        return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
 
 
-def _stacked(prompts: Sequence[Prompt]) -> Prompt:
-    return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *prompts)
+@jax.jit(static_argnums=0)
+def _pictures(graph, state, codes: jax.Array) -> jax.Array:
+    return to_uint8(nnx.merge(graph, state).decode_codes(codes))
 
 
-@jax.jit(static_argnums=(0, 3))
-def _prefix(graph, state, prompt: Prompt, guided: bool) -> Prefix:
-    model: LlamaGen = nnx.merge(graph, state)
-    given = prompt.ids if prompt.features is None else prompt.features
-    batch, slots = len(given), model.config.condition_tokens
-    x, holes = model.condition(given), None
-    if prompt.mask is not None:
-        holes = ~prompt.mask
-    if guided:
-        x = jnp.concatenate([x, model.unconditional(batch)])
-        holes = None if holes is None else jnp.concatenate([holes, jnp.zeros_like(holes)])
-    # LlamaGen's drafters see the embedding of token 0 at the condition's slots.
-    drafter = jnp.broadcast_to(model.embed(jnp.zeros((), jnp.int32)), x.shape)
-    return Prefix(x, drafter, jnp.full(len(x), slots, jnp.int32), holes)
+@jax.jit(static_argnums=(0, 1, 2))
+def _prefix(graph, drafter_graph, guided: bool, states, stacked) -> Prefix:
+    drafter = None if drafter_graph is None else nnx.merge(drafter_graph, states[1])
+    return nnx.merge(graph, states[0]).prefix(stacked, guided, drafter)
+
+
+class Writer:
+    """Writes a bundle piece by piece: parameters in any order, then `finish`. See `written`."""
+
+    def __init__(self, directory: pathlib.Path, shard: int = SHARD):
+        self.directory, self._limit = directory, shard
+        self._tree: dict[str, Any] = {}
+        self._size, self._shards = 0, 0
+
+    def add(self, part: str, path: str, array: Any) -> None:
+        """Takes a parameter by its dotted path in the part; "" is the part itself."""
+        if self._size and (part not in self._tree or self._size + array.nbytes > self._limit):
+            self._flush()
+        *folders, name = [part, *filter(None, path.split("."))]
+        tree = self._tree
+        for folder in folders:
+            tree = tree.setdefault(folder, {})
+        tree[name] = array
+        self._size += array.nbytes
+
+    def copy(self, file: str | os.PathLike, name: str) -> None:
+        """Takes a file along, as `name` in the bundle."""
+        place = self.directory / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, place)
+
+    def adopt(self, directory: str | os.PathLike, without: str) -> None:
+        """Takes over everything of another bundle but the part `without` and its config.json; files are linked."""
+        directory = pathlib.Path(directory).absolute()
+        self._flush()
+        with ocp.StandardCheckpointer() as checkpointer:
+            for shard in _checkpoints(directory):
+                tree = checkpointer.metadata(shard).item_metadata.tree
+                if without not in tree:
+                    place = self.directory / "params" / str(self._shards)
+                    shutil.copytree(shard, place, copy_function=_link)
+                    self._shards += 1
+                elif len(tree) > 1:
+                    wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+                    for path, array in _flat(checkpointer.restore(shard, wanted)).items():
+                        if path[0] != without:
+                            self.add(path[0], ".".join(path[1:]), array)
+        for other in directory.iterdir():
+            if other.name not in ("params", "config.json", without):
+                copy = shutil.copytree if other.is_dir() else _link
+                copy(other, self.directory / other.name)
+
+    def finish(self, config: Config) -> None:
+        """Writes what is left, and config.json last of all."""
+        self._flush()
+        text = json.dumps({"format": FORMAT, **to_json(config)}, indent=2)
+        (self.directory / "config.json").write_text(text + "\n")
+
+    def _flush(self) -> None:
+        if not self._tree:
+            return
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(self.directory / "params" / str(self._shards), self._tree)
+        self._tree, self._size = {}, 0
+        self._shards += 1
+
+
+def _link(source: str | os.PathLike, place: str | os.PathLike) -> None:
+    try:
+        os.link(source, place)
+    except OSError:  # another disk, or a file system without links
+        shutil.copy2(source, place)
+
+
+@contextlib.contextmanager
+def written(directory: str | os.PathLike):
+    """A `Writer` of a bundle; `directory` appears whole or not at all, and replaces a bundle that is there."""
+    with replaced(pathlib.Path(directory)) as temporary:
+        yield Writer(temporary)
 
 
 def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], dtype=jnp.bfloat16) -> None:
@@ -178,20 +259,24 @@ def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], d
       params: as `Bundle.params`.
       dtype: of the floating-point arrays on disk.
     """
-    directory = pathlib.Path(directory)
-    tree = {name: plain(part) for name, part in params.items() if part is not None}
-    tree = jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-    with replaced(directory) as temporary:
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "params", tree)
-        (temporary / "config.json").write_text(json.dumps({"format": FORMAT, **_to_json(config)}, indent=2) + "\n")
+    with written(directory) as writer:
+        for part, tree in params.items():
+            for path, x in _flat(plain(tree)).items() if tree is not None else ():
+                floating = jnp.issubdtype(x.dtype, jnp.floating)
+                writer.add(part, ".".join(path), x.astype(dtype) if floating else x)
+        writer.finish(config)
 
 
-def load(directory: str | os.PathLike, dtype=None) -> Bundle:
-    """Reads a bundle.
+Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
+
+
+def load(directory: str | os.PathLike, dtype=None, placement: Placement | None = None) -> Bundle:
+    """Reads a bundle. Parameters go from the disk to their devices; the host holds no copy of the model.
 
     Args:
       dtype: of the floating-point parameters; None for float32 on CPU and bfloat16 elsewhere.
+      placement: gives the sharding of a parameter by its dotted path ("target.blocks.0.attention.qkv.kernel") and
+        shape; None for the default device.
 
     Raises:
       BundleError: if there is no bundle, or it is damaged.
@@ -200,24 +285,95 @@ def load(directory: str | os.PathLike, dtype=None) -> Bundle:
     config = read_config(directory)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    skeleton = {name: plain(state) for name, (_, state) in _skeleton(config).items()}
-    if config.text == "scenes":
-        skeleton["text"] = None
+    skeleton = _skeleton(config)
+    wanted = {part: _flat(plain(state)) for part, (_, state) in skeleton.items()}
+    try:
+        found = _restored(directory, dtype, placement)
+    except Exception as error:
+        raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
+    for part, leaves in wanted.items():
+        for path, leaf in leaves.items():
+            array = found.get((part, *path))
+            if array is None or array.shape != leaf.shape:
+                name = ".".join((part, *path))
+                what = "lacks" if array is None else f"has the shape {array.shape} for"
+                raise BundleError(f"{directory} is damaged (convert or copy it again): it {what} {name}")
+    states: dict[str, Any] = {"drafter": None, "text": found.get(("text",))}
+    for part, (_, state) in skeleton.items():
+        nnx.replace_by_pure_dict(state, restored_keys(_nested({p: found[(part, *p)] for p in wanted[part]})))
+        states[part] = state
+    return Bundle(config, states, neighbours=_neighbours(directory, config))
+
+
+def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
+    if not (file := directory / NEIGHBOURS).is_file():
+        return None
+    try:
+        table = np.load(file, mmap_mode="r")
+        if table.ndim != 2 or table.dtype != np.int32 or len(table) != config.vq.codebook_size:
+            raise ValueError(f"it is {table.dtype} {table.shape}")
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{file} is damaged (make it again: cascade-jax neighbours): {_first_line(error)}") from error
+    return table
+
+
+def save_neighbours(directory: str | os.PathLike, table: np.ndarray) -> None:
+    """Stores a table of neighbours, as `Bundle.neighbours`, in a bundle; it appears whole or not at all."""
+    directory = pathlib.Path(directory)
+    handle, temporary = tempfile.mkstemp(prefix=f".{NEIGHBOURS}-", dir=directory)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.save(stream, np.asarray(table, np.int32))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, directory / NEIGHBOURS)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
+    """The orbax checkpoints of a bundle's parameters."""
+    params = directory / "params"
+    shards = sorted((p for p in params.iterdir() if p.name.isdigit() and p.is_dir()), key=lambda p: int(p.name))
+    return [params] if (params / "_METADATA").exists() or not shards else shards
+
+
+def stored(directory: str | os.PathLike) -> dict[str, Any]:
+    """Shapes and types of a bundle's arrays by dotted path, without reading them.
+
+    Raises:
+      BundleError: if they cannot be read.
+    """
+    found = {}
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            found = checkpointer.metadata(directory / "params").item_metadata.tree
-            if "text" in skeleton:
-                skeleton["text"] = jax.ShapeDtypeStruct(found["text"].shape, jnp.float32)
-            wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, _cast(x.dtype, dtype)), skeleton)
-            params = checkpointer.restore(directory / "params", wanted)
+            for shard in _checkpoints(pathlib.Path(directory).absolute()):
+                found |= _flat(checkpointer.metadata(shard).item_metadata.tree)
     except Exception as error:
-        first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise BundleError(f"{directory} is damaged (convert or copy it again): {first}") from error
-    states = {}
-    for name, (_, state) in _skeleton(config).items():
-        nnx.replace_by_pure_dict(state, restored_keys(params[name]))
-        states[name] = state
-    return Bundle(config, {"drafter": None, "text": params.get("text"), **states})
+        raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
+    return {".".join(path): leaf for path, leaf in found.items()}
+
+
+def _restored(directory: pathlib.Path, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
+    """All arrays of a bundle, by path."""
+    arrays = {}
+    with ocp.StandardCheckpointer() as checkpointer:
+        for shard in _checkpoints(directory):
+            stored = _flat(checkpointer.metadata(shard).item_metadata.tree)
+            wanted = {
+                path: jax.ShapeDtypeStruct(
+                    leaf.shape,
+                    _cast(leaf.dtype, dtype),
+                    sharding=None if placement is None else placement(".".join(path), leaf.shape),
+                )
+                for path, leaf in stored.items()
+            }
+            arrays |= _flat(checkpointer.restore(shard, _nested(wanted)))
+    return arrays
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
 
 
 def read_config(directory: str | os.PathLike) -> Config:
@@ -245,7 +401,9 @@ def replaced(directory: pathlib.Path):
     """A temporary directory that takes the place of `directory` if the block succeeds, and vanishes if it does not."""
     directory = pathlib.Path(directory).absolute()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    _sweep(directory)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}{UNFINISHED}", dir=directory.parent))
+    lock = _locked(temporary)
     try:
         yield temporary
         temporary.chmod(0o755)
@@ -258,17 +416,69 @@ def replaced(directory: pathlib.Path):
             temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
+
+
+def _locked(directory: pathlib.Path) -> int:
+    """Marks a directory as in use for as long as this process lives, or the descriptor is open."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def _sweep(directory: pathlib.Path) -> None:
+    """Removes what killed processes left beside a directory; brings it back if one died while it was replaced."""
+    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}{UNFINISHED}*"), reverse=True):
+        try:
+            lock = _locked(left)
+        except OSError:  # in use, or gone already
+            continue
+        if left.name.endswith("-old") and not directory.exists():
+            left.rename(directory)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+        os.close(lock)
 
 
 def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     """Graph definition and shapes of every part, without any memory."""
-    parts: dict[str, Callable[[], nnx.Module]] = {
-        "target": lambda: LlamaGen(config.target, rngs=nnx.Rngs(0)),
-        "vq": lambda: VQModel(config.vq, rngs=nnx.Rngs(0)),
-    }
-    if config.drafter is not None:
-        parts["drafter"] = lambda: Eagle1(config.drafter, rngs=nnx.Rngs(0))
-    return {name: nnx.split(nnx.eval_shape(make)) for name, make in parts.items()}
+    sizes = {part: getattr(config, field) for part, field in FIELDS.items()}
+    return {part: _module(part, own) for part, own in sizes.items() if own is not None}
+
+
+def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    module = next(module for own, module in KINDS[part].values() if own is type(config))
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=_OneKey())))
+
+
+class _OneKey:
+    """In place of `nnx.Rngs` where only shapes matter: counting keys takes longer than all the rest of tracing."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def shapes(part: str, config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a part of these sizes, by dotted path."""
+    return {".".join(path): leaf.shape for path, leaf in _flat(plain(_module(part, config)[1])).items()}
+
+
+def _flat(tree: Any, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """The leaves of nested dictionaries by path."""
+    if not isinstance(tree, dict):
+        return {path: tree}
+    return {p: leaf for key, value in tree.items() for p, leaf in _flat(value, (*path, key)).items()}
+
+
+def _nested(leaves: dict[tuple[str, ...], Any]) -> Any:
+    """The inverse of `_flat`."""
+    tree: dict[str, Any] = {}
+    for (*folders, name), leaf in leaves.items():
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = leaf
+    return tree
 
 
 def plain(part) -> Any:
@@ -293,19 +503,40 @@ def _cast(stored, wanted):
     return wanted if jnp.issubdtype(stored, jnp.floating) else stored
 
 
-def _to_json(config: Config) -> dict:
-    return dataclasses.asdict(config)
+def to_json(config: Config) -> dict[str, Any]:
+    """A configuration as config.json has it."""
+    raw = dataclasses.asdict(config)
+    for part, field in FIELDS.items():
+        if raw[field] is not None:
+            own = type(getattr(config, field))
+            raw[field] = {"kind": next(k for k, (c, _) in KINDS[part].items() if c is own), **raw[field]}
+    return raw
 
 
 def _from_json(raw: dict) -> Config:
-    if raw["family"] != "llamagen":
-        raise BundleError(f"unknown model family {raw['family']!r}; this version knows: llamagen")
-    drafter = raw.pop("drafter")
-    if drafter is not None:
-        drafter = EagleConfig(**{**drafter, "block": BlockConfig(**drafter["block"])})
-    vq = raw.pop("vq")
-    vq = VQConfig(**{**vq, "channel_multipliers": tuple(vq["channel_multipliers"])})
-    return Config(target=LlamaGenConfig(**raw.pop("target")), drafter=drafter, vq=vq, **raw)
+    if raw["family"] not in KINDS["target"]:
+        known = ", ".join(KINDS["target"])
+        raise BundleError(f"unknown model family {raw['family']!r}; this version knows: {known}")
+    for part, field in FIELDS.items():
+        if raw.get(field) is not None:
+            own = dict(raw[field])
+            kind = own.pop("kind", raw["family"] if part == "target" else next(iter(KINDS[part])))
+            if kind not in KINDS[part]:
+                raise BundleError(f"unknown {field} {kind!r}; this version knows: {', '.join(KINDS[part])}")
+            raw[field] = _built(KINDS[part][kind][0], own)
+    return Config(**raw)
+
+
+def _built(cls: type, raw: dict) -> Any:
+    """A configuration from JSON: lists are tuples, and dictionaries configurations where the class says so."""
+    hints = typing.get_type_hints(cls)
+
+    def value(name, x):
+        if isinstance(x, dict) and dataclasses.is_dataclass(hints.get(name)):
+            return _built(hints[name], x)
+        return tuple(value(None, y) for y in x) if isinstance(x, list) else x
+
+    return cls(**{name: value(name, x) for name, x in raw.items()})
 
 
 def default_sampling(config: Config) -> Sampling:

@@ -20,6 +20,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from cascade_jax import console
+from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
 
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -121,6 +122,7 @@ class Generate:
             encoded = bundle.encode(self.prompts)
             settings = self.draws.settings(bundle)
             sampling = _sampling(settings)
+            _note_neighbours(bundle, [self.method])
             method = methods.method(self.method, bundle, **self.thresholds.given())
             bundle.program(method.tree)
 
@@ -400,7 +402,10 @@ def _scenes(
     return command
 
 
-_COMMANDS = {"generate": Generate, "compare": Compare, "bench": Bench, "scenes": _scenes}
+_COMMANDS = {
+    "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
+    "neighbours": Neighbours, "scenes": _scenes,
+}  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 
 
@@ -477,11 +482,18 @@ def _methods(bundle, names: list[str], given: dict[str, Any]) -> list:
         if setting != "tree" and not any(setting in methods.takes(name) for name in names):
             raise ValueError(f"none of {', '.join(names)} takes {setting}")
     chosen = []
+    _note_neighbours(bundle, names)
     for name in names:
         own = {k: v for k, v in given.items() if k in methods.takes(name) or (k == "tree" and name != "ar")}
         chosen.append(methods.method(name, bundle, **own))
         bundle.program(chosen[-1].tree)
     return chosen
+
+
+def _note_neighbours(bundle, names: list[str]) -> None:
+    """Says what takes the time if a large table of neighbours must be made."""
+    if bundle.neighbours is None and bundle.config.text != "scenes" and {"lantern", "lantern++"} & set(names):
+        console.say("making LANTERN's table of neighbours; cascade-jax neighbours MODEL stores it with the model")
 
 
 def _load(model: str, dtype: str | None = None):

@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+import signal
 import sys
 import time
 
@@ -19,6 +20,24 @@ def bad_input():
         yield
     except (ValueError, OverflowError, OSError) as error:
         raise BadInput(one_line(error)) from error
+
+
+@contextlib.contextmanager
+def terminable():
+    """Lets a polite kill (SIGTERM) end the block like an interrupt, so that what it has half done is taken away."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def one_line(error: Exception) -> str:

@@ -1,8 +1,9 @@
 """Drafting: a drafter fills a tree with tokens, level by level.
 
-The drafter is any module with `rope(slots)`, `__call__(embeddings, features, context, past)`, `logits(hidden, target)`
-and `linear_head(target)` (see `models.eagle`). It keeps a cache of its own, which holds pairs of accepted tokens and
-*true* target features; at the start of every step it takes in the pairs that the last step accepted.
+The drafter is any module with `embed(tokens, target)`, `rope(slots)`, `__call__(embeddings, features, context, past)`,
+`logits(hidden, target)` and `linear_head(target)` (see `models.eagle`). It keeps a cache of its own, which holds pairs
+of accepted tokens and *true* target features; at the start of every step it takes in the pairs that the last step
+accepted.
 
 Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `N` nodes, `M` inner nodes, `V` tokens,
 `D` depth, `d` model width.
@@ -111,7 +112,7 @@ def take_in(drafter, target, state: DrafterState) -> tuple[jax.Array, DrafterSta
     rows, size = state.features.shape[:2]
     slots = state.length[:, None] + jnp.arange(size)
     context = Context(drafter.rope(slots), kv.bias(kv.causal(size))[None, None], (_seen(state),))
-    embeddings = _tile(target.embed(jnp.maximum(state.tokens, 0)), rows)
+    embeddings = _tile(drafter.embed(jnp.maximum(state.tokens, 0), target), rows)
     hidden, fresh = drafter(embeddings, state.features, context, (state.cache,))
     pending = _tile(state.pending, rows)
     last = jnp.take_along_axis(hidden, (pending - 1)[:, None, None], axis=1)[:, 0]
@@ -151,7 +152,8 @@ def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, tree_c
     rows = state.length.shape[0]
     ancestors = tree.topology.ancestors
     features = jnp.stack([hiddens[tree.parents[n]] for n in nodes], axis=1)
-    embeddings = _tile(target.embed(jnp.maximum(jnp.stack([tokens[n] for n in nodes], axis=1), 0)), rows)
+    drafts = jnp.maximum(jnp.stack([tokens[n] for n in nodes], axis=1), 0)
+    embeddings = _tile(drafter.embed(drafts, target), rows)
     slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, len(nodes)))
     past, past_bias = (state.cache,), (_seen(state),)
     if placed:
@@ -183,7 +185,7 @@ def _fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greed
         if tree_cache is not None:
             past, past_bias = (*past, tree_cache), (*past_bias, _tile(kv.bias(seen), rows)[:, None])
         context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias)
-        embeddings = _tile(target.embed(frontier), rows)
+        embeddings = _tile(drafter.embed(frontier, target), rows)
         x, fresh = drafter(embeddings, features, context, past)
         tree_cache = kv.join(tree_cache, fresh)
         values, tokens = best(head(drafter, target, layout, x, depth))

@@ -238,7 +238,7 @@ def _nearest(bundle: Bundle, count: int) -> np.ndarray:
     codes = bundle.config.vq.codebook_size
     if not 0 <= count < codes:
         raise ValueError(f"neighbours must be between 0 and {codes - 1} for {codes} codes, not {count}")
-    table = bundle.__dict__.get("_nearest")
+    table = bundle.__dict__.get("_nearest", bundle.neighbours)
     if table is None or table.shape[1] < count:
         table = acceptance.nearest_codes(bundle.merged("vq").codebook(), count)
         bundle.__dict__["_nearest"] = table

@@ -14,6 +14,8 @@ from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions
+from cascade_jax.text import classes, t5
+from cascade_jax.text import tokens as tokens_of
 from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
 
 SCENES = pathlib.Path(__file__).parent / "scenes" / "weights"
@@ -71,28 +73,47 @@ class Scored:
     features: jax.Array
 
 
-def load(model: str | os.PathLike = "scenes", dtype=None) -> Bundle:
+def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Placement | None = None) -> Bundle:
     """Loads a model: "scenes", which comes with the package, or a converted directory.
 
     Args:
       dtype: of the parameters; None for float32 on CPU and bfloat16 elsewhere.
+      placement: gives each parameter's sharding; see `bundle.load`.
 
     Raises:
       bundle.BundleError: if there is no such model, or it is damaged.
     """
+    directory = folder(model)
+    loaded = bundle.load(directory, dtype, placement)
+    match loaded.config.text:
+        case "scenes":
+            table = loaded.params["text"]
+
+            def read(texts: Sequence[str]) -> list[Prompt]:
+                ids = np.stack([captions.encode(captions.parse(text)) for text in texts])
+                return [Prompt(features=features) for features in captions.features(table, ids)]
+
+            loaded.read = read
+        case "t5":
+            slots = loaded.config.target.condition_tokens
+            loaded.read = t5.reader(loaded.merged("text"), directory / "text" / "tokenizer.json", slots)
+        case "tokens":
+            loaded.read = tokens_of.reader(directory / "text" / "tokenizer.json", loaded.config.target)
+        case "class":
+            loaded.read = classes.reader(loaded.config.target.classes)
+    return loaded
+
+
+def folder(model: str | os.PathLike) -> pathlib.Path:
+    """Where a model lies: "scenes", which comes with the package, or a converted directory.
+
+    Raises:
+      bundle.BundleError: if there is no such model.
+    """
     directory = SCENES if str(model) == "scenes" else pathlib.Path(model)
     if not directory.is_dir():
         raise bundle.BundleError(f'there is no model {str(model)!r}: give "scenes" or a converted directory')
-    loaded = bundle.load(directory, dtype)
-    if loaded.config.text == "scenes":
-        table = loaded.params["text"]
-
-        def read(texts: Sequence[str]) -> list[Prompt]:
-            ids = np.stack([captions.encode(captions.parse(text)) for text in texts])
-            return [Prompt(features=features) for features in table[captions.condition_ids(ids)]]
-
-        loaded.read = read
-    return loaded
+    return directory
 
 
 def generate(

@@ -134,7 +134,8 @@ class Layout:
 
     Attributes:
       forced: for every output position the only token allowed there, or -1 where the choice is free.
-      free_tokens: at free positions only tokens below this number are allowed.
+      free_tokens: at free positions only tokens below this number are allowed. A forced token may lie beyond the
+        tokens that a model has logits for.
     """
 
     forced: tuple[int, ...]
@@ -143,8 +144,12 @@ class Layout:
     def constrain(self, logits: jax.Array, positions: jax.Array) -> jax.Array:
         """Excludes what the layout forbids from logits [..., V] of the tokens at output `positions` int [...].
 
-        A forced token is left with probability 1, under any temperature, target or drafter.
+        A forced token is left with probability 1, under any temperature, target or drafter. The result has a column
+        for every token that the layout forces, [..., max(V, largest forced token + 1)].
         """
+        beyond = max(self.forced) + 1 - logits.shape[-1]
+        if beyond > 0:
+            logits = jnp.pad(logits, [(0, 0)] * (logits.ndim - 1) + [(0, beyond)])
         forced = jnp.asarray(np.array(self.forced, np.int32))
         forced = forced[jnp.clip(positions, 0, len(self.forced) - 1)][..., None]
         tokens = jnp.arange(logits.shape[-1])

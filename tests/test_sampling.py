@@ -224,3 +224,9 @@ def test_checked_settings_have_the_same_types_however_they_were_written():
     types = {tuple((x.dtype, x.shape, x.weak_type) for x in jax.tree.leaves(s.checked())) for s in written}
     assert len(types) == 1
     assert Sampling(top_p=1).checked().top_p is None
+
+
+def test_a_layout_may_force_tokens_that_have_no_logits():
+    layout = Layout((-1, 6), free_tokens=4)
+    constrained = layout.constrain(jnp.zeros((2, 5)), jnp.arange(2))
+    np.testing.assert_array_equal(jnp.isfinite(constrained), [[1, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 0, 1]])

@@ -143,10 +143,7 @@ def check_tree(method: Method) -> None:
 
 def blank(bundle: Bundle, count: int) -> list[Prompt]:
     """Encoded prompts without meaning."""
-    config = bundle.config.target
-    if config.classes is not None:
-        return [Prompt(ids=jnp.int32(0))] * count
-    return [Prompt(features=jnp.zeros((config.condition_tokens, config.caption_dim)))] * count
+    return [bundle.config.target.blank()] * count
 
 
 def bandwidth(size: int = 2**28) -> float:
@@ -293,7 +290,8 @@ def _weight_bytes(bundle) -> int:
 def _cache_bytes(bundle, batch: int) -> int:
     """Bytes of the target's keys and values for a guided batch."""
     block = bundle.config.target.block
-    slots = bundle.config.target.condition_tokens + bundle.length + 64
+    prefix = bundle.prefix(blank(bundle, 1), guided=True)
+    slots = prefix.embeddings.shape[1] + bundle.length + 64
     size = jax.tree.leaves(bundle.params["target"])[0].dtype.itemsize
     return 2 * batch * bundle.config.target.layers * 2 * block.kv_heads * block.head_dim * slots * size
 

@@ -24,6 +24,9 @@ class EagleConfig:
       block: the decoder layer's sizes; published LlamaGen drafters lack its input norm.
       grid: codes per side of the picture for LlamaGen's two-dimensional rotary embedding; None for the usual one.
       condition_slots: slots before the first image token's pair, with `grid` only.
+      vocab_size: rows of the drafter's own token embedding; None if it uses the target's. Published drafters hold a
+        table of their own, which need not be the target's: LANTERN's training script fills it from the target's head
+        where it does not find the embedding.
     """
 
     block: BlockConfig
@@ -31,15 +34,24 @@ class EagleConfig:
     grid: int | None = None
     condition_slots: int = 0
     rope_base: float = 10000.0
+    vocab_size: int | None = None
 
 
 class Eagle1(nnx.Module):
-    """The drafter. Token embedding and head are the target's."""
+    """The drafter. The head is the target's, and so is the token embedding unless it has its own."""
 
     def __init__(self, config: EagleConfig, *, rngs: nnx.Rngs):
         self.config = config
+        if config.vocab_size is not None:
+            self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.block.dim)) * 0.02)
         self.fc = Linear(2 * config.block.dim, config.block.dim, use_bias=True, rngs=rngs)
         self.blocks = nnx.List([Block(config.block, rngs) for _ in range(config.layers)])
+
+    def embed(self, tokens: jax.Array, target: nnx.Module) -> jax.Array:
+        """Codes int [...] to the embeddings [..., d] that this drafter takes in."""
+        if self.config.vocab_size is None:
+            return target.embed(tokens)
+        return self.embedding[...][target.table_row(tokens)]
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""

@@ -7,6 +7,7 @@ AND sines are zero, so their queries and keys vanish: every token attends to all
 published weights were trained that way.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,7 +17,9 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax.cache import Context, Segment
-from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_2d, run_blocks
+from cascade_jax.decode import Prefix
+from cascade_jax.models.prompt import Prompt
+from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_2d, run_blocks, to_logits
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,30 @@ class LlamaGenConfig:
         ffn = -(-int(2 * 4 * self.dim / 3) // self.ffn_multiple) * self.ffn_multiple
         head_dim = self.dim // self.heads
         return BlockConfig(self.dim, self.heads, self.kv_heads or self.heads, head_dim, ffn, self.norm_eps)
+
+    @property
+    def length(self) -> int:
+        """Drawn tokens of a picture."""
+        return self.image_tokens
+
+    @property
+    def layout(self) -> None:
+        """Any code may stand anywhere."""
+        return None
+
+    def blank(self) -> Prompt:
+        """A prompt without meaning."""
+        if self.classes is not None:
+            return Prompt(ids=jnp.int32(0))
+        return Prompt(features=jnp.zeros((self.condition_tokens, self.caption_dim)))
+
+    def stack(self, prompts: Sequence[Prompt]) -> Prompt:
+        """Classes int [B], or caption features [B, C, caption_dim] and their mask [B, C]."""
+        return jax.tree.map(lambda *leaves: jnp.stack([jnp.asarray(x) for x in leaves]), *prompts)
+
+    def codes(self, tokens: jax.Array) -> jax.Array:
+        """VQ codes int [B, grid, grid] of drawn tokens int [B, length]."""
+        return tokens.reshape(-1, self.grid, self.grid)
 
     @cached_property
     def rope_table(self) -> np.ndarray:
@@ -106,6 +133,10 @@ class LlamaGen(nnx.Module):
         """Codes int [...] to embeddings [..., d]."""
         return self.embedding[...][tokens]
 
+    def table_row(self, tokens: jax.Array) -> jax.Array:
+        """The rows of a drafter's embedding table that stand for codes int [...]."""
+        return tokens
+
     def condition(self, prompt: jax.Array) -> jax.Array:
         """Caption features [B, C, caption_dim], or class labels int [B], to condition embeddings [B, C, d]."""
         if self.config.classes is None:
@@ -119,6 +150,22 @@ class LlamaGen(nnx.Module):
             return self.condition(jnp.broadcast_to(caption, (batch, *caption.shape)))
         return self.condition(jnp.full((batch,), self.config.classes))
 
+    def prefix(self, prompt: Prompt, guided: bool, drafter: nnx.Module | None = None) -> Prefix:
+        """What stands before the first drawn token, from `LlamaGenConfig.stack`.
+
+        The caption's mask holds for the unconditional branch too: so LlamaGen was trained and is sampled. LlamaGen's
+        drafters see the embedding of token 0 at the condition's slots.
+        """
+        x = self.condition(prompt.ids if prompt.features is None else prompt.features)
+        holes = None if prompt.mask is None else ~prompt.mask
+        if guided:
+            x = jnp.concatenate([x, self.unconditional(len(x))])
+            holes = None if holes is None else jnp.concatenate([holes, holes])
+        zero = jnp.zeros((), jnp.int32)
+        filler = self.embed(zero) if drafter is None else drafter.embed(zero, self)
+        filler = jnp.broadcast_to(filler.astype(x.dtype), x.shape)
+        return Prefix(x, filler, jnp.full(len(x), x.shape[1], jnp.int32), holes)
+
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]; slots past the picture's end read the last one."""
         return jnp.asarray(self.config.rope_table)[jnp.minimum(positions, len(self.config.rope_table) - 1)]
@@ -130,10 +177,7 @@ class LlamaGen(nnx.Module):
 
     def logits(self, features: jax.Array) -> jax.Array:
         """Features [..., d] to float32 logits [..., vocab_size]."""
-        flat = features.reshape(-1, features.shape[-1])
-        kernel = self.head.kernel[...].astype(features.dtype)
-        logits = jnp.matmul(flat, kernel, preferred_element_type=jnp.float32)
-        return logits.reshape(*features.shape[:-1], -1)
+        return to_logits(features, self.head.kernel[...])
 
 
 _T2I = {

@@ -17,7 +17,13 @@ from cascade_jax.cache import KV, Context, Segment
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Sizes and variants of a decoder block."""
+    """Sizes and variants of a decoder block.
+
+    Attributes:
+      rope: how rotary pairs lie in a head: "interleaved", (0, 1), (2, 3), ..., or "half", (0, D/2), (1, D/2 + 1), ...
+      input_norm: whether attention's input is normalised.
+      qk_norm: whether every head's queries and keys go through a LayerNorm before they are rotated (Chameleon).
+    """
 
     dim: int
     heads: int
@@ -25,10 +31,9 @@ class BlockConfig:
     head_dim: int
     ffn_dim: int
     norm_eps: float = 1e-5
-    rope: str = (
-        "interleaved"  # how rotary pairs lie in a head: (0, 1), (2, 3), ... or "half": (0, D/2), (1, D/2 + 1), ...
-    )
+    rope: str = "interleaved"
     input_norm: bool = True
+    qk_norm: bool = False
 
 
 def rope_2d(grid: int, head_dim: int, condition_slots: int, base: float) -> np.ndarray:
@@ -61,6 +66,13 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     flat, matrix = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype).reshape(kernel.shape[0], -1)
     out = jnp.matmul(flat, matrix, preferred_element_type=jnp.float32)
     return out.astype(x.dtype).reshape(*x.shape[:-1], *kernel.shape[1:])
+
+
+def to_logits(features: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Features [..., d] times a head's kernel [d, V]: float32 logits [..., V]."""
+    flat = features.reshape(-1, features.shape[-1])
+    logits = jnp.matmul(flat, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
+    return logits.reshape(*features.shape[:-1], -1)
 
 
 def rotate(x: jax.Array, rope: jax.Array, style: str) -> jax.Array:
@@ -100,6 +112,22 @@ class RMSNorm(nnx.Module):
         return y.astype(x.dtype) * self.scale[...].astype(x.dtype)
 
 
+class HeadNorm(nnx.Module):
+    """LayerNorm over each head of `x` [..., H, D] in float32, with a scale and a shift of its own [H, D] per head."""
+
+    epsilon = 1e-5
+
+    def __init__(self, heads: int, head_dim: int):
+        self.scale = nnx.Param(jnp.ones((heads, head_dim)))
+        self.bias = nnx.Param(jnp.zeros((heads, head_dim)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        y = x.astype(jnp.float32)
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        return y.astype(x.dtype) * self.scale[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+
+
 class Attention(nnx.Module):
     """Grouped-query attention over the cache and the new tokens.
 
@@ -107,17 +135,22 @@ class Attention(nnx.Module):
     and its value. One matrix product feeds all three, and the kernel still shards over heads.
     """
 
-    def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+    def __init__(self, config: BlockConfig, rngs: nnx.Rngs, inputs: int | None = None):
         self.config = config
         self.groups = config.heads // config.kv_heads
-        self.qkv = Linear(config.dim, config.kv_heads, self.groups + 2, config.head_dim, rngs=rngs)
+        self.qkv = Linear(inputs or config.dim, config.kv_heads, self.groups + 2, config.head_dim, rngs=rngs)
+        self.query_norm = HeadNorm(config.heads, config.head_dim) if config.qk_norm else None
+        self.key_norm = HeadNorm(config.kv_heads, config.head_dim) if config.qk_norm else None
         self.out = Linear(config.heads * config.head_dim, config.dim, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: Context, past: tuple[KV, ...]) -> tuple[jax.Array, KV]:
         c, (rows, new) = self.config, x.shape[:2]
         qkv = self.qkv(x)
-        query = rotate(qkv[..., : self.groups, :].reshape(rows, new, c.heads, c.head_dim), context.rope, c.rope)
-        key = rotate(qkv[..., self.groups, :], context.rope, c.rope)
+        query = qkv[..., : self.groups, :].reshape(rows, new, c.heads, c.head_dim)
+        key = qkv[..., self.groups, :]
+        if c.qk_norm:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = rotate(query, context.rope, c.rope), rotate(key, context.rope, c.rope)
         fresh = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(qkv[..., self.groups + 1, :], 1, 2))
 
         # query heads that share a key head are further rows of the same product: [R, K, H/K * S, D]

@@ -1,8 +1,9 @@
 """LlamaGen's image tokenizer: a convolutional auto-encoder with a vector-quantised bottleneck.
 
 Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (2024), section 3.1; the
-architecture is VQGAN's (Esser et al., 2021) with a small, l2-normalised codebook. Sub-modules bear the names of the
-published checkpoints. Pictures are `[B, H, W, C]` with values in [-1, 1].
+architecture is VQGAN's (Esser et al., 2021) with a small, l2-normalised codebook. Janus-Pro took it over. Chameleon's
+is the same network with a wider codebook, not normalised, and attention in the middle alone. Sub-modules bear the names
+of LlamaGen's published checkpoints. Pictures are `[B, H, W, C]` with values in [-1, 1].
 """
 
 import dataclasses
@@ -29,6 +30,7 @@ class VQConfig:
       norm_groups: groups of every group normalisation.
       l2_norm: whether latents and codes are compared, and passed on, as unit vectors.
       commitment: beta, the weight of the commitment loss.
+      attention: whether the lowest resolution's residual blocks are followed by attention; the middle always has one.
     """
 
     codebook_size: int = 16384
@@ -40,6 +42,7 @@ class VQConfig:
     norm_groups: int = 32
     l2_norm: bool = True
     commitment: float = 0.25
+    attention: bool = True
 
     @property
     def downsampling(self) -> int:
@@ -48,6 +51,8 @@ class VQConfig:
 
 DS16 = VQConfig()
 DS8 = VQConfig(channel_multipliers=(1, 2, 2, 4))
+CHAMELEON = VQConfig(codebook_size=8192, codebook_dim=256, l2_norm=False, attention=False)
+JANUS = DS16
 
 
 class Quantized(NamedTuple):
@@ -204,7 +209,9 @@ class Encoder(nnx.Module):
         self.conv_in = _conv(3, config.channels, 3, dtype=dtype, rngs=rngs)
         levels = []
         for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
-            level = Level(inputs, outputs, config.res_blocks, i == last, config, dtype=dtype, rngs=rngs)
+            level = Level(
+                inputs, outputs, config.res_blocks, config.attention and i == last, config, dtype=dtype, rngs=rngs
+            )
             if i < last:
                 level.downsample = Downsample(outputs, dtype=dtype, rngs=rngs)
             levels.append(level)
@@ -235,7 +242,9 @@ class Decoder(nnx.Module):
         self.mid = _middle(widths[0], config, dtype=dtype, rngs=rngs)
         levels = []
         for i, (inputs, width) in enumerate(zip(widths, widths[1:])):
-            level = Level(inputs, width, config.res_blocks + 1, i == 0, config, dtype=dtype, rngs=rngs)
+            level = Level(
+                inputs, width, config.res_blocks + 1, config.attention and i == 0, config, dtype=dtype, rngs=rngs
+            )
             if i < last:
                 level.upsample = Upsample(width, dtype=dtype, rngs=rngs)
             levels.append(level)

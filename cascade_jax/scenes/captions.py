@@ -2,7 +2,7 @@
 
     attributes = parse("a small red ball on gravel under a cloudy sky")
     ids = encode(attributes)  # int32 [10], one id for each of SLOTS
-    conditions = condition_ids(ids)  # int32 [64], rows of the table of caption features
+    conditions = condition_ids(ids)  # int32 [8], rows of the table of caption features
 
 A caption may leave anything but the shapes unsaid. It names all things there are: one thing named means exactly one.
 The things of attributes stand in canonical order: left to right if both places are known, otherwise as mentioned.
@@ -31,11 +31,9 @@ OFFSETS = dict(zip(SLOTS, np.cumsum([0] + [1 + len(values) for values in _VALUES
 NUM_IDS = sum(1 + len(values) for values in _VALUES.values())
 
 # What the model is conditioned on: ground, sky, and of either thing its shape, colour and size, each together with the
-# thing's place. "Red on the left" is one row of the table, whichever thing it is said of. LlamaGen attends to all of
-# its condition slots alike, so their weight is their number: everything is said eight times.
-_REPEATS = 1
+# thing's place. "Red on the left" is one row of the table, whichever thing it is said of.
 _KINDS = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
-CONDITION_SLOTS = _REPEATS * (2 + 2 * len(_KINDS))
+CONDITION_SLOTS = 2 + 2 * len(_KINDS)
 # Of every kind the pairs of a value or "not said" with a place or "not said", then "there is no such thing".
 _PAIRS = {kind: (1 + len(values)) * (1 + len(PLACES)) + 1 for kind, values in _KINDS.items()}
 NUM_CONDITIONS = 1 + len(GROUNDS) + 1 + len(SKIES) + sum(_PAIRS.values())
@@ -92,7 +90,15 @@ def condition_ids(ids: jax.Array) -> jax.Array:
             pair = said[f"{kind}{number}"] * (1 + len(PLACES)) + said[f"place{number}"]
             rows.append(first + jnp.where(absent, pairs - 1, pair))
             first += pairs
-    return jnp.concatenate([jnp.stack(rows, axis=-1)] * _REPEATS, axis=-1)
+    return jnp.stack(rows, axis=-1)
+
+
+def features(table: jax.Array, ids: jax.Array) -> jax.Array:
+    """Caption features [..., C, d] of `encode`'s ids [..., 10], from a model's table [rows, d].
+
+    A table of NUM_IDS rows belongs to a model that is conditioned on the ids as they are.
+    """
+    return table[ids if len(table) == NUM_IDS else condition_ids(ids)]
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:

@@ -52,7 +52,7 @@ def distill(bundle: Bundle, folder, *, count: int, batch: int, seed: int, sampli
         if path.exists():
             continue
         ids = np.stack([caption_ids(seed, shard * batch + row) for row in range(batch)])
-        prefix = bundle.prefix([Prompt(features=table[row]) for row in captions.condition_ids(ids)], guided=True)
+        prefix = bundle.prefix([Prompt(features=features) for features in captions.features(table, ids)], guided=True)
         key = jax.random.key(seed)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(shard * batch + jnp.arange(batch))
         state = decode.generate_jit(program, params, prefix, keys, acceptance.strict(), sampling)
@@ -119,9 +119,7 @@ def train_drafter(
     @jax.jit
     def features(state, ids, tokens):
         target = nnx.merge(target_graph, state)
-        condition = jnp.concatenate(
-            [target.condition(table[captions.condition_ids(ids)]), target.unconditional(len(ids))]
-        )
+        condition = jnp.concatenate([target.condition(captions.features(table, ids)), target.unconditional(len(ids))])
         prefix = decode.Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))
         features = decode.teacher_forced(target, prefix, jnp.concatenate([tokens, tokens]))
         return features.reshape(2, len(ids), slots, config.block.dim)

@@ -78,7 +78,7 @@ def loss(graphdef, features, params, batch, key) -> tuple[jax.Array, dict]:
     table = params["target"]["embedding"]
     table.set_value(jnp.pad(table[...], ((0, 1), (0, 0))))  # what a hidden code looks like: nothing
     model = nnx.merge(graphdef, params["target"])
-    conditional = model.condition(params["text"][captions.condition_ids(batch["ids"])])
+    conditional = model.condition(captions.features(params["text"], batch["ids"]))
     drop = jax.random.bernoulli(drop_key, CONDITION_DROPOUT, (len(conditional), 1, 1))
     condition = jnp.where(drop, model.unconditional(len(conditional)), conditional)
     prefix = Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))

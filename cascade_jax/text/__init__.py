@@ -1,0 +1,1 @@
+"""From prompts to what a target is conditioned on, a file for every way of reading them."""

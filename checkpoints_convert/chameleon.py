@@ -1,0 +1,220 @@
+"""Chameleon's fine-tunes that draw, Lumina-mGPT and Anole, and the VQGAN that they share.
+
+Lumina-mGPT (`Alpha-VLLM/Lumina-mGPT-7B-*`) comes in the Hugging Face layout, Anole in that (`leloy/Anole-7b-v0.1-hf`)
+and in Meta's (`GAIR/Anole-7b-v0.1`). Of the head only the rows of image tokens are kept, in the order of the VQ codes;
+the vocabulary beside the weights says which they are. The Hugging Face layout holds the VQGAN without its decoder, so
+Meta's `vqgan.ckpt` is needed beside it.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cascade_jax import bundle
+from cascade_jax.models.chameleon import PIXELS, ChameleonConfig
+from cascade_jax.models.vq import VQConfig
+from checkpoints_convert import eagle, vqgan
+from checkpoints_convert.formats import Family, Format, Known
+from checkpoints_convert.sources import CODES, ConvertError, Source
+from checkpoints_convert.table import Rule
+from checkpoints_convert.transforms import code_rows, head_norm, linear, qkv_in_pairs, stacked
+
+# Text tokens that a prompt or a picture needs, by their names.
+_MARKS = {
+    "begin": "<s>",
+    "turn": "<reserved08706>",
+    "image_start": "<racm3:break>",
+    "image_end": "<eoss>",
+    "newline": "<reserved08799>",
+    "size": "<reserved08800>",
+}
+
+
+def _hugging_face(config: ChameleonConfig) -> Sequence[Rule]:
+    return (
+        Rule("model.embed_tokens.weight", "embedding"),
+        Rule(CODES, "code_ids"),
+        *eagle.llama_blocks("model.layers", config.block),
+        Rule("model.norm.weight", "norm.scale"),
+        Rule(("lm_head.weight", CODES), "head.kernel", code_rows),
+    )
+
+
+def _meta(config: ChameleonConfig) -> Sequence[Rule]:
+    layer, (heads, kv_heads) = "layers.{}", (config.block.heads, config.block.kv_heads)
+    return (
+        Rule("tok_embeddings.weight", "embedding"),
+        Rule(CODES, "code_ids"),
+        Rule(f"{layer}.attention_norm.weight", "blocks.{}.attention_norm.scale"),
+        Rule(
+            tuple(f"{layer}.attention.w{x}.weight" for x in "qkv"),
+            "blocks.{}.attention.qkv.kernel",
+            qkv_in_pairs(heads, kv_heads),
+        ),
+        *(
+            Rule(
+                f"{layer}.attention.{x[0]}_normalization.{theirs}",
+                f"blocks.{{}}.attention.{x}_norm.{ours}",
+                head_norm(own, pairs=True),
+            )
+            for x, own in (("query", heads), ("key", kv_heads))
+            for theirs, ours in (("weight", "scale"), ("bias", "bias"))
+        ),
+        Rule(f"{layer}.attention.wo.weight", "blocks.{}.attention.out.kernel", linear),
+        Rule(f"{layer}.ffn_norm.weight", "blocks.{}.ffn_norm.scale"),
+        Rule(
+            (f"{layer}.feed_forward.w1.weight", f"{layer}.feed_forward.w3.weight"),
+            "blocks.{}.ffn.gate_up.kernel",
+            stacked,
+        ),
+        Rule(f"{layer}.feed_forward.w2.weight", "blocks.{}.ffn.down.kernel", linear),
+        Rule("norm.weight", "norm.scale"),
+        Rule(("output.weight", CODES), "head.kernel", code_rows),
+    )
+
+
+def _configure_hugging_face(style: str) -> Callable[[Source, Known], ChameleonConfig]:
+    def configure(source: Source, known: Known) -> ChameleonConfig:
+        settings = source.settings
+        for name in ("swin_norm", "attention_bias", "mlp_bias", "rope_scaling"):
+            if settings.get(name):
+                raise ConvertError(
+                    f"{source.path} is a Chameleon with {name}, which none of the published 7B models has"
+                )
+        vocab, dim = source.shape("model.embed_tokens.weight")
+        heads = settings.get("num_attention_heads") or dim // 128
+        kv_heads = settings.get("num_key_value_heads") or heads
+        base = settings.get("rope_theta") or (settings.get("rope_parameters") or {}).get("rope_theta", 10000)
+        return ChameleonConfig(
+            dim=dim,
+            layers=_layers(source, r"model\.layers\.(\d+)\."),
+            heads=heads,
+            ffn_dim=source.shape("model.layers.0.mlp.gate_proj.weight")[0],
+            kv_heads=None if kv_heads == heads else kv_heads,
+            vocab_size=vocab,
+            norm_eps=settings.get("rms_norm_eps", 1e-5),
+            rope_base=float(base),
+            **_picture(style, source, known),
+        )
+
+    return configure
+
+
+def _configure_meta(style: str) -> Callable[[Source, Known], ChameleonConfig]:
+    def configure(source: Source, known: Known) -> ChameleonConfig:
+        file = source.folder / "params.json"
+        params = json.loads(file.read_text()) if file.is_file() else {}
+        params = params.get("model", params)
+        if params.get("swin_norm"):
+            raise ConvertError(
+                f"{source.path} is a Chameleon with swin_norm, which none of the published 7B models has"
+            )
+        vocab, dim = source.shape("tok_embeddings.weight")
+        head_dim = source.shape("layers.0.attention.q_normalization.weight")[-1]
+        heads, kv_heads = dim // head_dim, source.shape("layers.0.attention.wk.weight")[0] // head_dim
+        return ChameleonConfig(
+            dim=dim,
+            layers=_layers(source, r"layers\.(\d+)\."),
+            heads=heads,
+            ffn_dim=source.shape("layers.0.feed_forward.w1.weight")[0],
+            kv_heads=None if kv_heads == heads else kv_heads,
+            vocab_size=vocab,
+            norm_eps=params.get("norm_eps", 1e-5),
+            rope_base=float(params.get("rope_theta", 10000)),
+            **_picture(style, source, known),
+        )
+
+    return configure
+
+
+def _picture(style: str, source: Source, known: Known) -> dict[str, Any]:
+    """How the model draws. Lumina-mGPT's size is in the model's name; Anole's pictures have 512 pixels a side."""
+    if CODES not in source.tensors:
+        raise ConvertError(
+            f"{source.path} has no vocabulary that names the image tokens: put Meta's text_tokenizer.json beside it"
+        )
+    pixels, step = known.pixels, 2 * PIXELS if style == "lumina" else PIXELS
+    if pixels is None and style == "anole":
+        pixels = 512
+    if pixels is None and (match := re.search(r"(?<!\d)(512|768|1024)(?!\d)", source.path.absolute().name)):
+        pixels = int(match[1])
+    if pixels is None:
+        raise ConvertError(f"{source.path} does not say how large its pictures are: give --pixels 512, 768 or 1024")
+    if pixels % step or pixels < step:
+        raise ConvertError(f"pixels must be a multiple of {step}, not {pixels}")
+    (codes,) = source.shape(CODES)
+    vocabulary = source.vocabulary()
+    marks = {mark: vocabulary[name] for mark, name in _MARKS.items() if name in vocabulary}
+    return {"style": style, "rows": pixels // PIXELS, "columns": pixels // PIXELS, "codebook_size": codes, **marks}
+
+
+def _layers(source: Source, pattern: str) -> int:
+    return 1 + max(int(m[1]) for name in source.tensors if (m := re.match(pattern, name)))
+
+
+def _configure_vq(source: Source, known: Known) -> VQConfig:
+    del known
+    return vqgan.configure(source, "", down="down", block="block", l2_norm=False)
+
+
+def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
+    target, vq = parts["target"], parts["vq"]
+    if target.codebook_size != vq.codebook_size:
+        raise ConvertError(f"the vocabulary names {target.codebook_size} codes and the VQGAN has {vq.codebook_size}")
+    if vq.downsampling != PIXELS:
+        raise ConvertError(f"a code of the VQGAN is {vq.downsampling} pixels wide, and Chameleon's is {PIXELS}")
+    return bundle.Config(
+        family="chameleon",
+        target=target,
+        drafter=parts.get("drafter"),
+        vq=vq,
+        text="tokens",
+        sampling=target.sampling,
+        cascade=target.cascade,
+    )
+
+
+VQGAN = Format(
+    "Chameleon's VQGAN",
+    "vq",
+    ("quantize.embedding.weight", "encoder.down.{}.block.{}.conv1.weight", "decoder.conv_in.weight"),
+    _configure_vq,
+    lambda config: vqgan.taming_names(config, finest_first=True),
+    skip=("loss.**", CODES),  # what it was trained against
+)
+
+
+def _family(name: str, style: str) -> Family:
+    return Family(
+        name,
+        (
+            Format(
+                "Chameleon, Hugging Face layout",
+                "target",
+                ("model.embed_tokens.weight", "model.layers.{}.self_attn.q_norm.weight", "lm_head.weight"),
+                _configure_hugging_face(style),
+                _hugging_face,
+                # the encoder's half of the VQGAN, and constants
+                skip=("model.vqmodel.**", "model.layers.{}.self_attn.rotary_emb.inv_freq"),
+                tokenizer=True,
+            ),
+            Format(
+                "Chameleon, Meta's layout",
+                "target",
+                ("tok_embeddings.weight", "layers.{}.attention.q_normalization.weight", "output.weight"),
+                _configure_meta(style),
+                _meta,
+                skip=("rope.freqs",),  # a constant
+                tokenizer=True,
+            ),
+            VQGAN,
+            eagle.EAGLE1,
+        ),
+        ("target", "vq"),
+        _assemble,
+        architecture="chameleon",
+    )
+
+
+LUMINA, ANOLE = _family("lumina-mgpt", "lumina"), _family("anole", "anole")

@@ -1,0 +1,68 @@
+"""What a family's table says beside its rules: which part of a bundle a file is, and how large."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cascade_jax import bundle
+from checkpoints_convert.sources import Source
+from checkpoints_convert.table import Rule
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known while a source's sizes are worked out.
+
+    Attributes:
+      parts: configurations of the parts that were worked out before (in the order vq, target, drafter, text).
+      pixels: the picture's side, if it was given; file formats that lack it need it.
+    """
+
+    parts: Mapping[str, Any]
+    pixels: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One published layout of one part.
+
+    Attributes:
+      name: for people.
+      part: "target", "vq", "drafter" or "text".
+      signature: name patterns that all occur in such a checkpoint and tell it from others.
+      configure: the part's configuration from shapes and settings.
+      rules: the table, for a configuration.
+      skip: patterns of tensors that the module has no use for, and why nobody misses them is said beside them.
+      tokenizer: whether the bundle keeps the text tokenizer that belongs to such a checkpoint.
+    """
+
+    name: str
+    part: str
+    signature: tuple[str, ...]
+    configure: Callable[[Source, Known], Any]
+    rules: Callable[[Any], Sequence[Rule]]
+    skip: tuple[str, ...] = ()
+    tokenizer: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """An architecture with everything that is published for it.
+
+    Attributes:
+      name: as on the command line.
+      formats: layouts of its parts; the first that matches a source wins.
+      required: parts without which there is no bundle.
+      assemble: the bundle's configuration (without origin) from the parts' configurations.
+      architecture: the bundle's family; None for `name`. Fine-tunes that draw in different ways share one.
+    """
+
+    name: str
+    formats: tuple[Format, ...]
+    required: tuple[str, ...]
+    assemble: Callable[[Mapping[str, Any]], bundle.Config]
+    architecture: str | None = None
+
+    def is_a(self, name: str) -> bool:
+        """Whether the family or its architecture is called that."""
+        return name in (self.name, self.architecture)

@@ -1,0 +1,172 @@
+"""LlamaGen (https://github.com/FoundationVision/LlamaGen) as its authors publish it, and in the Hugging Face layout of
+`jadohu/LlamaGen-T2I`; its VQ tokenizer."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cascade_jax import bundle
+from cascade_jax.models.llamagen import LlamaGenConfig
+from cascade_jax.models.vq import VQConfig
+from checkpoints_convert import eagle, t5, vqgan
+from checkpoints_convert.formats import Family, Format, Known
+from checkpoints_convert.sources import ConvertError, Source
+from checkpoints_convert.table import Rule
+from checkpoints_convert.transforms import linear, qkv, stacked
+
+_HEADS = {3200: 32, 4096: 32}  # 3B and 7B; all smaller models have heads of 64
+
+
+def _original(config: LlamaGenConfig) -> Sequence[Rule]:
+    heads = config.block
+    return (
+        *_conditions("cls_embedding"),
+        Rule("tok_embeddings.weight", "embedding"),
+        Rule("layers.{}.attention_norm.weight", "blocks.{}.attention_norm.scale"),
+        Rule("layers.{}.attention.wqkv.weight", "blocks.{}.attention.qkv.kernel", qkv(heads.heads, heads.kv_heads)),
+        Rule("layers.{}.attention.wo.weight", "blocks.{}.attention.out.kernel", linear),
+        Rule("layers.{}.ffn_norm.weight", "blocks.{}.ffn_norm.scale"),
+        Rule(
+            ("layers.{}.feed_forward.w1.weight", "layers.{}.feed_forward.w3.weight"),
+            "blocks.{}.ffn.gate_up.kernel",
+            stacked,
+        ),
+        Rule("layers.{}.feed_forward.w2.weight", "blocks.{}.ffn.down.kernel", linear),
+        Rule("norm.weight", "norm.scale"),
+        Rule("output.weight", "head.kernel", linear),
+    )
+
+
+def _hugging_face(config: LlamaGenConfig) -> Sequence[Rule]:
+    return (
+        *_conditions("model.cls_embedding"),
+        Rule("model.embed_tokens.weight", "embedding"),
+        *eagle.llama_blocks("model.layers", config.block),
+        Rule("model.norm.weight", "norm.scale"),
+        Rule("lm_head.weight", "head.kernel", linear),
+    )
+
+
+def _conditions(prefix: str) -> Sequence[Rule]:
+    """The caption embedder, or the table of classes, whose last row is the unconditional one."""
+    return (
+        Rule(f"{prefix}.uncond_embedding", "caption.unconditional"),
+        Rule(f"{prefix}.cap_proj.fc1.weight", "caption.fc1.kernel", linear),
+        Rule(f"{prefix}.cap_proj.fc2.weight", "caption.fc2.kernel", linear),
+        Rule(f"{prefix}.embedding_table.weight", "label"),
+    )
+
+
+def _configure_original(source: Source, known: Known) -> LlamaGenConfig:
+    vocab, dim = source.shape("tok_embeddings.weight")
+    heads = _HEADS.get(dim, dim // 64)
+    if not heads or dim % heads:
+        raise ConvertError(f"{source.path} has width {dim}, which is no LlamaGen's")
+    return LlamaGenConfig(
+        dim,
+        _layers(source, r"layers\.(\d+)\."),
+        heads,
+        image_tokens=_image_tokens(source, known),
+        vocab_size=vocab,
+        **_condition_sizes(source, "cls_embedding"),
+    )
+
+
+def _configure_hugging_face(source: Source, known: Known) -> LlamaGenConfig:
+    vocab, dim = source.shape("model.embed_tokens.weight")
+    settings = source.settings
+    heads = settings.get("num_attention_heads") or _HEADS.get(dim, max(dim // 64, 1))
+    kv_heads = settings.get("num_key_value_heads") or heads
+    return LlamaGenConfig(
+        dim,
+        _layers(source, r"model\.layers\.(\d+)\."),
+        heads,
+        image_tokens=settings.get("block_size") or _image_tokens(source, known),
+        vocab_size=vocab,
+        kv_heads=None if kv_heads == heads else kv_heads,
+        norm_eps=settings.get("rms_norm_eps", 1e-5),
+        rope_base=float(settings.get("rope_base", 10000)),
+        **_condition_sizes(source, "model.cls_embedding"),
+    )
+
+
+def _condition_sizes(source: Source, prefix: str) -> dict[str, int]:
+    if (table := f"{prefix}.embedding_table.weight") in source.tensors:
+        return {"classes": source.shape(table)[0] - 1, "condition_tokens": 1}
+    slots, width = source.shape(f"{prefix}.uncond_embedding")
+    return {"condition_tokens": slots, "caption_dim": width}
+
+
+def _layers(source: Source, pattern: str) -> int:
+    numbers = [int(m[1]) for name in source.tensors if (m := re.match(pattern, name))]
+    if not numbers:
+        raise ConvertError(f"{source.path} has no layers")
+    return max(numbers) + 1
+
+
+def _image_tokens(source: Source, known: Known) -> int:
+    """The original files do not hold the picture's size, but their names do: t2i_XL_stage1_256.pt, c2i_B_384.pt."""
+    pixels = known.pixels
+    if pixels is None and (match := re.search(r"_(256|384|512)(?=\D|$)", source.path.name)):
+        pixels = int(match[1])
+    if pixels is None:
+        raise ConvertError(f"{source.path.name} does not say how large its pictures are: give --pixels 256, 384 or 512")
+    square = known.parts["vq"].downsampling if "vq" in known.parts else 16
+    if pixels % square:
+        raise ConvertError(f"pixels must be a multiple of {square}, not {pixels}")
+    return (pixels // square) ** 2
+
+
+def _configure_vq(source: Source, known: Known) -> VQConfig:
+    del known
+    return vqgan.configure(source, "", down="conv_blocks", block="res", l2_norm=True)
+
+
+def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
+    target, vq = parts["target"], parts["vq"]
+    if target.vocab_size != vq.codebook_size:
+        raise ConvertError(f"the model draws {target.vocab_size} codes and the VQ has {vq.codebook_size}")
+    text = "class" if target.classes is not None else "t5" if "text" in parts else None
+    if "text" in parts and parts["text"].dim != target.caption_dim:
+        raise ConvertError(f"the model reads captions of width {target.caption_dim}, and T5's is {parts['text'].dim}")
+    # CASCADE's settings (its appendix); for classes, which it does not draw, LlamaGen's own guidance (sample_c2i.py).
+    sampling = {"temperature": 1.0, "top_k": 2000, "top_p": 1.0, "guidance": 4.0 if text == "class" else 3.0}
+    return bundle.Config(
+        family="llamagen",
+        target=target,
+        drafter=parts.get("drafter"),
+        vq=vq,
+        text=text,
+        encoder=parts.get("text"),
+        sampling=sampling,
+        cascade={"tau_pos": 0.85, "tau_seq": 0.5},
+    )
+
+
+ORIGINAL = Format(
+    "LlamaGen",
+    "target",
+    ("tok_embeddings.weight", "layers.{}.attention.wqkv.weight", "cls_embedding.**"),
+    _configure_original,
+    _original,
+    skip=("freqs_cis", "causal_mask", "layers.{}.attention.kv_cache.**"),  # constants and leftovers of inference
+)
+HUGGING_FACE = Format(
+    "LlamaGen, Hugging Face layout",
+    "target",
+    ("model.embed_tokens.weight", "model.cls_embedding.**", "lm_head.weight"),
+    _configure_hugging_face,
+    _hugging_face,
+    skip=("model.layers.{}.self_attn.rotary_emb.inv_freq",),  # a constant, and of another rotary embedding
+)
+VQ = Format(
+    "LlamaGen's VQ",
+    "vq",
+    ("quantize.embedding.weight", "encoder.conv_blocks.{}.res.{}.conv1.weight", "decoder.conv_in.weight"),
+    _configure_vq,
+    lambda config: vqgan.own_names(),
+    skip=("quantize.codebook_used",),  # statistics of training
+)
+FAMILY = Family(
+    "llamagen", (ORIGINAL, HUGGING_FACE, VQ, eagle.EAGLE1, eagle.EAGLE3, t5.ENCODER), ("target", "vq"), _assemble
+)

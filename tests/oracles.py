@@ -1,0 +1,235 @@
+"""Small random models of `transformers`, saved as the hub has them, and the same models as our modules.
+
+Sizes are the smallest that the code takes: its group norms have 32 groups.
+"""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import transformers
+from flax import nnx
+
+from cascade_jax import bundle, decode
+from cascade_jax import cache as kv
+from cascade_jax.cache import Context
+from cascade_jax.tree import Tree
+from checkpoints_convert.convert import planned
+from checkpoints_convert.formats import Format, Known
+from checkpoints_convert.sources import open_source
+from checkpoints_convert.table import make
+
+CODES = 64
+NAMES = ["<s>", "<pad>", "</s>", "<unk>"]
+
+
+def code_name(code: int) -> str:
+    return "IMGIMG" + "".join("ABCDEFGHIJ"[int(digit)] for digit in str(code)) + "Z"
+
+
+def chameleon_vocabulary() -> dict[str, int]:
+    """128 tokens; the codes' ids are in no order, as in the published one."""
+    order = np.random.default_rng(1).permutation(CODES)
+    marks = ["<eoss>", "<racm3:break>", "<reserved08706>", "<image>", "<reserved08799>"]
+    sizes = [f"<reserved{8800 + i:05d}>" for i in range(5)]
+    names = NAMES + [code_name(code) for code in order] + marks + sizes
+    return {name: i for i, name in enumerate(names + [chr(ord("!") + i) for i in range(128 - len(names))])}
+
+
+def janus_vocabulary() -> dict[str, int]:
+    """96 tokens."""
+    marks = [
+        "<unk>",
+        "<｜begin▁of▁sentence｜>",
+        "<｜end▁of▁sentence｜>",
+        "<｜▁pad▁｜>",
+        "<begin_of_image>",
+        "<image_placeholder>",
+    ]
+    return {name: i for i, name in enumerate(marks + [chr(ord("!") + i) for i in range(96 - len(marks))])}
+
+
+VQ = {"base_channels": 32, "channel_multiplier": [1, 1, 1, 1, 1], "num_res_blocks": 1, "latent_channels": 32}
+
+
+def chameleon(seed: int = 0, **changes) -> transformers.ChameleonForConditionalGeneration:
+    config = transformers.ChameleonConfig(
+        **{
+            "vocab_size": 128,
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vq_config": {"embed_dim": 8, "num_embeddings": CODES, "resolution": 64, **VQ},
+            "vocabulary_map": chameleon_vocabulary(),
+            **changes,
+        }
+    )
+    return _random(transformers.ChameleonForConditionalGeneration(config), seed)
+
+
+def janus(seed: int = 0) -> transformers.JanusForConditionalGeneration:
+    text = transformers.LlamaConfig(
+        vocab_size=96,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        rms_norm_eps=1e-6,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=3,
+    )
+    # the size of the SigLIP side is that of the pictures to be drawn: 16 codes
+    vision = transformers.JanusVisionConfig(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        image_size=64,
+        num_image_tokens=16,
+        patch_size=16,
+        projection_dim=32,
+        depth=2,
+    )
+    vq = transformers.JanusVQVAEConfig(
+        embed_dim=8,
+        num_embeddings=CODES,
+        num_patches=4,
+        projection_dim=32,
+        image_token_embed_dim=32,
+        num_hidden_layers=2,
+        **VQ,
+    )
+    config = transformers.JanusConfig(text_config=text, vision_config=vision, vq_config=vq, image_token_id=5)
+    model = _random(transformers.JanusForConditionalGeneration(config), seed)
+    codebook = model.model.vqmodel.quantize.embedding.weight.data
+    codebook /= codebook.norm(
+        dim=-1, keepdim=True
+    )  # transformers normalises codes when it decodes, not when it encodes
+    model.generation_config.generation_kwargs = {"boi_token_id": 4}
+    model.generation_config.bos_token_id, model.generation_config.pad_token_id = 1, 3
+    return model
+
+
+def _random(model, seed: int):
+    """Weights large enough that every token and position matters, norms away from one and biases from zero."""
+    rng = np.random.default_rng(seed)
+    for name, parameter in model.named_parameters():
+        shape = tuple(parameter.shape)
+        if "norm" in name:
+            values = (1.0 if name.endswith("weight") else 0.0) + 0.2 * rng.standard_normal(shape)
+        elif len(shape) == 1:
+            values = 0.1 * rng.standard_normal(shape)
+        else:
+            fan = 1 if "embed" in name else np.prod(shape[1:])
+            values = rng.standard_normal(shape) * fan**-0.5
+        parameter.data = torch.tensor(values, dtype=torch.float32)
+    return model.eval()
+
+
+def save(
+    model, directory: pathlib.Path, vocabulary: dict[str, int] | None = None, shards: str = "50GB"
+) -> pathlib.Path:
+    """A folder as the hub has it; with a vocabulary, a tokenizer too."""
+    model.save_pretrained(directory, max_shard_size=shards)
+    if vocabulary is not None:
+        write_tokenizer(directory / "tokenizer.json", vocabulary)
+    return directory
+
+
+def write_tokenizer(file: pathlib.Path, vocabulary: dict[str, int]) -> pathlib.Path:
+    """A byte-level BPE tokenizer without merges, in whose vocabulary single characters are words."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    added = [
+        {
+            "id": i,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for name, i in vocabulary.items()
+        if name.startswith("<") and len(name) > 1
+    ]
+    settings = {
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "BPE", "unk_token": "<unk>", "vocab": vocabulary, "merges": []},
+    }
+    file.write_text(json.dumps(settings))
+    return file
+
+
+def module(layout: Format, path: pathlib.Path, known: Known | None = None, dtype=jnp.float32):
+    """A published part as our module, by its table."""
+    part = planned(layout, open_source(path), known or Known({}))
+    kinds = dict(bundle.KINDS[layout.part].values())
+    graph, state = nnx.split(nnx.eval_shape(lambda: kinds[type(part.config)](part.config, rngs=nnx.Rngs(0))))
+    tree: dict = {}
+    for dotted, step in part.steps.items():
+        array = jnp.asarray(make(step, part.source.tensors))
+        *folders, name = (int(k) if k.isdigit() else k for k in dotted.split("."))
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+    nnx.replace_by_pure_dict(state, tree)
+    return nnx.merge(graph, state)
+
+
+def scored(target, prefix: decode.Prefix, tokens) -> tuple[jax.Array, jax.Array]:
+    """Features and logits of tokens int [R, T], teacher-forced."""
+    return _scored(*nnx.split(target), prefix, jnp.asarray(tokens))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _scored(graph, state, prefix, tokens):
+    target = nnx.merge(graph, state)
+    features = decode.at_tokens(decode.teacher_forced(target, prefix, tokens), prefix, tokens.shape[1])
+    return features, target.logits(features)
+
+
+def fed_through_cache(target, prefix: decode.Prefix, tokens, tree: Tree, nodes):
+    """A target's features of tokens int [R, T] fed one by one, [R, T + 1, d], the first of them the prefix's last; and,
+    after all of them, of a tree's `nodes` int [R, N] in one pass, [R, N, d]."""
+    graph, state = nnx.split(target)
+    features, cache = _read(graph, state, prefix)
+    seen = [jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)]
+    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, tokens.shape[1]), (0, 0))), cache)
+    length = prefix.length
+    for t in range(tokens.shape[1]):
+        features, fresh = _new(
+            graph, state, tokens[:, t : t + 1], np.zeros(1, int), np.eye(1, dtype=bool), cache, length
+        )
+        cache, length = kv.write(cache, fresh, length), length + 1
+        seen.append(features)
+    topology = tree.topology
+    features, _ = _new(graph, state, nodes, topology.depths, topology.ancestors, cache, length)
+    return jnp.concatenate(seen, axis=1), features
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _read(graph, state, prefix):
+    target, (rows, slots) = nnx.merge(graph, state), prefix.embeddings.shape[:2]
+    positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
+    return target(prefix.embeddings, Context(target.rope(positions), kv.bias(kv.causal(slots))[None, None]))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _new(graph, state, tokens, depths, ancestors, cache, length):
+    target = nnx.merge(graph, state)
+    seen = kv.filled(cache[0].key.shape[2], length)
+    context = Context(target.rope(length[:, None] + depths), kv.bias(ancestors)[None, None], (seen,))
+    return target(target.embed(tokens), context, (cache,))

@@ -1,0 +1,392 @@
+"""The converter: what it makes of files, good and bad, and what the commands around it do."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import struct
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import published
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+import cascade_jax as cj
+from cascade_jax import bundle, cli
+from cascade_jax.models import llamagen as model
+from checkpoints_convert import ConvertError, convert, families, llamagen, sources, table, transforms
+from checkpoints_convert.convert import planned, recognise
+from checkpoints_convert.formats import Known
+
+KNOWN = Known({}, pixels=64)
+
+
+def _planned(path: pathlib.Path):
+    return planned(llamagen.ORIGINAL, sources.open_source(path), KNOWN)
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory):
+    """Everything that is published for LlamaGen, small."""
+    home = tmp_path_factory.mktemp("downloads")
+    published.write_pickle(home / "t2i_XL_stage1_256.pt", published.llamagen(), "model", steps=3)
+    published.write_pickle(home / "vq_ds16_t2i.pt", published.vq(), "model")
+    published.write_folder(home / "llamagen_drafter", published.drafter(), published.DRAFTER_SETTINGS, pickled=True)
+    published.write_folder(home / "flan-t5-xl", published.t5(), published.T5_SETTINGS, shards=2)
+    published.write_tokenizer(home / "flan-t5-xl" / "tokenizer.json")
+    return home
+
+
+@pytest.fixture(scope="module")
+def converted(downloads, tmp_path_factory):
+    """README's command."""
+    model = tmp_path_factory.mktemp("models") / "llamagen"
+    files = [downloads / name for name in ("t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt", "flan-t5-xl", "llamagen_drafter")]
+    assert cli.main(["convert", "llamagen", *map(str, files), str(model), "--pixels", "64"]) == 0
+    return model
+
+
+def test_a_prompt_becomes_a_picture_by_every_method(converted, capsys):
+    tokens = {}
+    for method, more in (("ar", []), ("eagle", ["--tree", "chain:2"]), ("cascade", ["--tree", "chain:2"])):
+        argv = ["generate", "a red ball on gravel", "--model", str(converted), "--method", method, *more]
+        assert cli.main([*argv, "--temperature", "0", "--json", "--out", f"{method}.png"]) == 0
+        tokens[method] = pathlib.Path(f"{method}.png").read_bytes()
+        report = json.loads(capsys.readouterr().out)
+        assert report["sampling"] == {"temperature": 0.0, "top_k": 2000, "top_p": 1.0, "guidance": 3.0}
+    loaded = cj.load(converted)
+    settings = cj.Sampling(temperature=0.0, guidance=3.0)
+    drawn = [
+        cj.generate(loaded, ["a red ball on gravel"], jax.random.key(0), tree=tree, sampling=settings)
+        for tree in (cj.trees.ROOT, cj.trees.chain(2))
+    ]
+    np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
+    np.testing.assert_array_equal(drawn[0].images, drawn[1].images)
+
+
+def test_a_bundle_says_what_it_is_and_where_it_comes_from(converted, downloads, capsys):
+    capsys.readouterr()
+    assert cli.main(["info", str(converted), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["family"] == "llamagen"
+    assert found["target"]["parameters"] == sum(x.size for x in published.llamagen().values())
+    assert found["encoder"]["dtype"] == "float32"
+    assert set(found["origin"]["files"]) == {
+        "t2i_XL_stage1_256.pt", "vq_ds16_t2i.pt", "pytorch_model.bin",
+        "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors",
+    }  # fmt: skip
+    assert found["origin"]["files"]["vq_ds16_t2i.pt"].startswith("sha256:")
+    assert (converted / "text" / "tokenizer.json").is_file()
+    assert cli.main(["info", str(converted)]) == 0
+    assert "family  llamagen" in capsys.readouterr().out
+
+
+def test_drafters_and_neighbours_are_added_to_a_bundle(converted, downloads, tmp_path, capsys):
+    own = pathlib.Path(shutil.copytree(converted, tmp_path / "own"))
+    changed = {**published.drafter(), "fc.bias": np.full(published.DIM, 0.5, np.float32)}
+    folder = published.write_folder(tmp_path / "drafter", changed, published.DRAFTER_SETTINGS)
+    before = bundle.stored(own)
+    assert cli.main(["merge", str(own), "--drafter", str(folder)]) == 0
+    assert cli.main(["neighbours", str(own), "--k", "5"]) == 0
+    loaded = cj.load(own)
+    assert bundle.stored(own).keys() == before.keys()
+    np.testing.assert_array_equal(loaded.merged("drafter").fc.bias[...], np.full(published.DIM, 0.5, np.float32))
+    codebook = np.asarray(loaded.merged("vq").codebook())
+    distances = ((codebook[:, None] - codebook) ** 2).sum(-1) + 9 * np.eye(len(codebook))
+    np.testing.assert_array_equal(loaded.neighbours[:, 0], distances.argmin(-1))
+    assert loaded.neighbours.shape == (published.CODES, 5)
+    assert (own / "text" / "tokenizer.json").is_file()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cache", "drafter", "here", "own"]
+    assert cli.main(["merge", str(own), "--drafter", str(downloads / "vq_ds16_t2i.pt")]) == 2
+    assert "is no drafter for llamagen: it is a vq" in capsys.readouterr().err
+
+
+def test_parameters_go_to_the_sharding_that_is_asked_for(converted):
+    mesh = jax.make_mesh((1,), ("x",))
+    seen = {}
+
+    def placement(path, shape):
+        seen[path] = shape
+        return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+    loaded = bundle.load(converted, jnp.bfloat16, placement)
+    leaves = jax.tree.leaves(loaded.params["target"])
+    assert all(leaf.sharding.mesh == mesh for leaf in leaves if isinstance(leaf, jax.Array))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
+    assert seen["target.embedding"] == (published.CODES, published.DIM)
+
+
+@pytest.mark.parametrize("nest", ["model", "module", "state_dict", None])
+def test_weights_are_found_under_the_names_of_training_scripts(nest, tmp_path):
+    import argparse
+
+    beside = {"args": argparse.Namespace(lr=1e-4), "optimizer": {"x": torch.zeros(1)}} if nest else {}
+    part = _planned(published.write_pickle(tmp_path / "x.pt", published.llamagen(), nest, **beside))
+    assert part.config.image_tokens == 16
+
+
+def test_wrapped_models_names_are_unwrapped(tmp_path):
+    wrapped = {f"_orig_mod.{name}": value for name, value in published.llamagen().items()}
+    assert _planned(published.write_pickle(tmp_path / "x.pt", wrapped, "model")).config.dim == published.DIM
+
+
+def test_bfloat16_survives_both_kinds_of_files(tmp_path):
+    value = np.arange(6, dtype=np.float32).reshape(2, 3).astype(ml_dtypes.bfloat16)
+    save_file({"x": value}, tmp_path / "x.safetensors")
+    torch.save({"x": torch.arange(6).reshape(2, 3).bfloat16()}, tmp_path / "x.pt")
+    for name in ("x.safetensors", "x.pt"):
+        tensor = sources.open_source(tmp_path / name).tensors["x"]
+        assert tensor.dtype == value.dtype
+        np.testing.assert_array_equal(tensor.read(), value)
+
+
+def test_transforms_are_inverse_and_put_heads_where_attention_wants_them():
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(8, 5)), rng.normal(size=(4, 5)), rng.normal(size=(4, 5))
+    made = transforms.qkv(4, 2)(q, k, v)  # heads of 2, two query heads for each key head
+    assert made.shape == (5, 2, 4, 2)
+    np.testing.assert_array_equal(made[:, 1, 0], q[4:6].T)  # query head 2 belongs to key head 1
+    np.testing.assert_array_equal(made[:, 1, 2], k[2:].T)
+    np.testing.assert_array_equal(made[:, 0, 3], v[:2].T)
+    np.testing.assert_array_equal(transforms.qkv(4, 2)(np.concatenate([q, k, v])), made)
+    there = transforms.halves_to_pairs(2)(q)
+    np.testing.assert_array_equal(there[:4], q[[0, 2, 1, 3]])
+    np.testing.assert_array_equal(transforms.pairs_to_halves(2)(there), q)
+
+
+def test_everything_that_does_not_fit_is_said_at_once(tmp_path):
+    tensors = published.llamagen()
+    del tensors["layers.1.ffn_norm.weight"]
+    tensors["layers.0.ffn_norm.weight"] = np.ones(5, np.float32)
+    tensors["adapter.weight"] = np.ones(5, np.float32)
+    with pytest.raises(ConvertError) as error:
+        _planned(published.write_pickle(tmp_path / "x.pt", tensors, "model"))
+    for what in (
+        "1 missing: layers.1.ffn_norm.weight", "1 left over: adapter.weight",
+        "1 misshapen: layers.0.ffn_norm.weight 5 for blocks.0.ffn_norm.scale 128",
+    ):  # fmt: skip
+        assert what in str(error.value)
+
+
+def test_every_rule_of_every_table_is_used():
+    config = model.LlamaGenConfig(128, 1, 2)
+    paths = bundle.shapes("target", config) | bundle.shapes("target", dataclasses.replace(config, classes=3))
+    for layout in (llamagen.ORIGINAL, llamagen.HUGGING_FACE):
+        for rule in layout.rules(config):
+            assert any(table.present(rule.path, [path]) for path in paths), rule
+
+
+def test_the_picture_tokenizer_of_another_family_is_told(tmp_path):
+    assert recognise(families.FAMILIES["llamagen"], sources.open_source(_unknown(tmp_path))) is None
+
+
+def _unknown(tmp_path):
+    save_file({"some.weight": np.ones(3, np.float32)}, tmp_path / "other.safetensors")
+    return tmp_path / "other.safetensors"
+
+
+class _Bomb:
+    def __reduce__(self):
+        return os.system, ("touch ran",)
+
+
+def _bad_source(kind: str, tmp_path: pathlib.Path, downloads: pathlib.Path) -> pathlib.Path:
+    """A model file with something wrong."""
+    file = tmp_path / "model.safetensors"
+    match kind:
+        case "truncated":
+            save_file(published.llamagen(), file)
+            file.write_bytes(file.read_bytes()[:-100])
+        case "cut in its header":
+            save_file(published.llamagen(), file)
+            file.write_bytes(file.read_bytes()[:50])
+        case "lies about a shape" | "lies about offsets" | "no header":
+            save_file(published.llamagen(), file)
+            raw = file.read_bytes()
+            size = struct.unpack("<Q", raw[:8])[0]
+            header = json.loads(raw[8 : 8 + size])
+            if kind == "lies about a shape":
+                header["norm.weight"]["shape"] = [published.DIM * 1000]
+            elif kind == "lies about offsets":
+                header["norm.weight"]["data_offsets"] = [0, 1 << 50]
+            text = json.dumps(header).encode() if kind != "no header" else b"[1, 2]"
+            file.write_bytes(struct.pack("<Q", len(text)) + text + raw[8 + size :])
+        case "runs code":
+            file = tmp_path / "model.pt"
+            torch.save({"model": {"x": _Bomb()}}, file)
+        case "truncated pickle":
+            file = published.write_pickle(tmp_path / "model.pt", published.llamagen(), "model")
+            file.write_bytes(file.read_bytes()[:5000])
+        case "missing shard":
+            file = published.write_folder(
+                tmp_path / "hf", published.llamagen_hf(), published.LLAMAGEN_HF_SETTINGS, shards=3
+            )
+            (file / "model-00002-of-00003.safetensors").unlink()
+        case "shard outside":
+            file = published.write_folder(tmp_path / "hf", published.llamagen_hf(), {}, shards=2)
+            index = file / "model.safetensors.index.json"
+            index.write_text(index.read_text().replace("model-00001", "../model-00001"))
+        case "no file":
+            file = tmp_path / "nowhere.pt"
+        case "empty folder":
+            file = tmp_path / "empty"
+            file.mkdir()
+        case "another file":
+            file = tmp_path / "model.txt"
+            file.write_text("hello")
+        case "unknown":
+            file = _unknown(tmp_path)
+        case "twice":
+            file = downloads / "vq_ds16_t2i.pt"
+        case "no target":
+            file = downloads / "flan-t5-xl"
+        case "size unknown":
+            file = published.write_pickle(tmp_path / "model.pt", published.llamagen(), "model")
+    return file
+
+
+BAD = {
+    "truncated": "its header promises",
+    "cut in its header": "cut short: download it again",
+    "lies about a shape": "its header lies about norm.weight",
+    "lies about offsets": "its header lies about",
+    "no header": "its header makes no sense",
+    "runs code": "is refused: it asks for posix.system",
+    "truncated pickle": "is damaged",
+    "missing shard": "lacks model-00002-of-00003.safetensors",
+    "shard outside": "names files outside its folder",
+    "no file": "there is no checkpoint",
+    "empty folder": "holds no .safetensors",
+    "another file": "is no checkpoint: known are .safetensors",
+    "unknown": "is no part of llamagen: its tensors are some.weight",
+    "twice": "are both a vq",
+    "no target": "llamagen needs its target too (LlamaGen or LlamaGen, Hugging Face layout)",
+    "size unknown": "give --pixels 256, 384 or 512",
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_files_are_one_line_and_leave_nothing(kind, tmp_path, downloads, capsys, empty_folder):
+    source = _bad_source(kind, tmp_path, downloads)
+    assert cli.main(["convert", "llamagen", str(source), str(downloads / "vq_ds16_t2i.pt"), "out"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert BAD[kind] in err
+    assert list(empty_folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["convert", "llamagen"], "convert takes FAMILY SOURCE... DEST"),
+        (["convert", "dalle", "a.pt", "out"], "there is no checkpoint a.pt"),
+        (["convert", "llamagen", "a.pt", "out", "--dtype", "int4"], "unknown dtype 'int4'; known: bf16, fp32, stored"),
+        (["info", "nowhere"], "there is no model 'nowhere'"),
+        (["merge", "nowhere", "--drafter", "x"], "nowhere is not a model"),
+        (["neighbours", "nowhere"], "nowhere is not a model"),
+    ],
+)
+def test_bad_commands_are_one_line(argv, message, capsys, empty_folder):
+    assert cli.main(argv) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert message in err
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_the_weights_alone_decide_and_torch_is_asked_for_by_its_install_line(downloads, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert cli.main(["convert", "auto", str(downloads / "vq_ds16_t2i.pt"), "out"]) == 2
+    assert "pip install 'cascade_jax[convert]'" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(downloads, monkeypatch, capsys, empty_folder):
+    files = [str(downloads / "t2i_XL_stage1_256.pt"), str(downloads / "vq_ds16_t2i.pt")]
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    assert cli.main(["convert", "llamagen", *files, "out", "--pixels", "64"]) == 2
+    assert "no room: the model needs" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.chdir(empty_folder)
+
+    def full(self, *_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle.Writer, "_flush", full)
+    assert cli.main(["convert", "llamagen", *files, "out", "--pixels", "64"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert "is full" in err
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_nans_are_warned_of_by_name_and_dtypes_are_kept(tmp_path, downloads):
+    tensors = published.llamagen()
+    tensors["norm.weight"][3] = np.nan
+    said = []
+    source = published.write_pickle(tmp_path / "x.pt", tensors, "model")
+    vq = downloads / "vq_ds16_t2i.pt"
+    convert("llamagen", [source, vq], tmp_path / "out", dtype="bf16", pixels=64, say=said.append)
+    assert said == [f"warning: norm.weight of {source} contains NaNs"]
+    types = {path.split(".")[0]: leaf.dtype for path, leaf in bundle.stored(tmp_path / "out").items()}
+    assert types == {"target": jnp.bfloat16, "vq": jnp.float32}
+
+
+def test_a_killed_runs_leavings_are_swept_up_and_others_work_is_not(tmp_path):
+    folder = tmp_path / "model"
+    for name in (".model-unfinished-dead", ".model-else", ".model-unfinished-busy"):
+        (tmp_path / name).mkdir()
+    lock = bundle._locked(tmp_path / ".model-unfinished-busy")
+    with bundle.replaced(folder) as temporary:
+        (temporary / "x").touch()
+    os.close(lock)
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith((".", "m"))) == [
+        ".model-else", ".model-unfinished-busy", "model",
+    ]  # fmt: skip
+    # killed between the two renames of a replacement
+    folder.rename(tmp_path / ".model-unfinished-busy-old")
+    with pytest.raises(ZeroDivisionError), bundle.replaced(folder):
+        raise ZeroDivisionError
+    assert (folder / "x").exists()
+
+
+def test_a_folder_that_is_no_model_is_not_replaced(tmp_path, downloads):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").touch()
+    with pytest.raises(ConvertError, match="is there already and is no model"):
+        convert("llamagen", [downloads / "vq_ds16_t2i.pt"], tmp_path / "thesis")
+
+
+@pytest.mark.parametrize(
+    ("size", "classes", "published_count"),
+    [("B", 1000, "111M"), ("L", 1000, "343M"), ("XL", 1000, "775M"), ("XXL", 1000, "1.4B"), ("XXXL", 1000, "3.9B"),
+     ("1B", None, "1.2B"), ("3B", None, "3.1B"), ("7B", None, "6.6B")],
+)  # fmt: skip
+def test_full_size_models_have_the_published_number_of_parameters(size, classes, published_count):
+    """The counts in gpt.py's comments, which were taken without the caption embedder."""
+    config = model.preset(size, classes=classes)
+    small = dataclasses.replace(config, layers=1)  # tracing all layers would take most of the time
+    shapes = bundle.shapes("target", small)
+    count = {path: int(np.prod(shape)) for path, shape in shapes.items()}
+    layer = sum(n for path, n in count.items() if path.startswith("blocks.0."))
+    total = sum(n for path, n in count.items() if not path.startswith(("caption", "label")))
+    total += layer * (config.layers - 1) + count.get("label", 0)
+    shown = f"{total / 1e9:.1f}B" if total >= 1e9 else f"{total / 1e6:.0f}M"
+    assert shown == published_count
