@@ -226,9 +226,8 @@ def _target_passes(bundle, prompts, sampling, repeats) -> list[dict[str, float]]
         state = _start(bundle, Method("", None, tree), prompts, sampling)
         drafted = Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
         state, params = state.replace(drafter=None), bundle.decoding_params(program)
-        seconds = _seconds(
-            functools.partial(_target_pass, program), params, state, drafted, sampling, repeats=4 * repeats
-        )
+        one_pass = functools.partial(_target_pass, program)
+        seconds = _seconds(one_pass, params, state, drafted, repeats=4 * repeats)
         rows.append({"nodes": tree.num_nodes, "seconds": seconds})
     return [row | {"ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
 
