@@ -17,7 +17,7 @@ from cascade_jax import bundle, methods
 from cascade_jax.models import chameleon, janus
 from cascade_jax.models.vq import CHAMELEON, JANUS
 from cascade_jax.text import tokens
-from cascade_jax.tree import parse
+from cascade_jax.tree import DynamicTree, parse
 from checkpoints_convert import ConvertError, convert, merge
 from checkpoints_convert.chameleon import ANOLE, LUMINA, VQGAN
 from checkpoints_convert.formats import Known
@@ -183,6 +183,13 @@ def sources(hub: pathlib.Path, family: str) -> list[pathlib.Path]:
     }[family]
 
 
+@pytest.fixture(scope="module")
+def lumina(hub, tmp_path_factory) -> bundle.Bundle:
+    place = tmp_path_factory.mktemp("models") / "lumina"
+    convert("lumina-mgpt", [*sources(hub, "lumina-mgpt"), hub / "drafter"], place, pixels=64)
+    return cj.load(place)
+
+
 @pytest.mark.parametrize(("family", "length"), [("lumina-mgpt", 21), ("anole", 16), ("janus", 16)])
 def test_from_files_to_pictures_by_every_method(hub, tmp_path, family, length):
     config = convert(family, sources(hub, family), tmp_path / "model", pixels=64)
@@ -205,6 +212,23 @@ def test_from_files_to_pictures_by_every_method(hub, tmp_path, family, length):
     assert np.all(relaxed.tokens[:, free] < oracles.CODES) and relaxed.images.shape == (2, 64, 64, 3)
     logits = cj.score(model, prompts, alone.tokens).logits
     assert logits.shape == (2, length, oracles.CODES) and bool(jnp.all(jnp.isfinite(logits)))
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [("lantern", "0 1 00"), ("lantern++", "0 1 00"), ("gsd", "0 1 00"), ("lantern", DynamicTree(2, 1, 4))],
+)
+def test_every_rule_keeps_to_a_layout(hub, lumina, name, tree):
+    """Lumina-mGPT's marks have no neighbours: LANTERN's table has a row for every code, and for them alone."""
+    prompts, key = ["!AB,", "A(CB)D"], jax.random.key(3)
+    method = methods.method(name, lumina, tree=tree)
+    if name != "gsd":
+        assert len(method.rule.neighbours) == oracles.CODES
+    drawn = cj.generate(lumina, prompts, key, rule=method.rule, tree=method.tree)
+    forced = np.array(lumina.layout.forced)
+    np.testing.assert_array_equal(drawn.tokens[:, forced >= 0], np.stack([forced[forced >= 0]] * 2))
+    assert np.all(drawn.tokens[:, forced < 0] < oracles.CODES)
+    assert np.all(drawn.stats.accepted > 0)
 
 
 def test_what_is_missing_is_named(hub, tmp_path):
