@@ -11,7 +11,6 @@ A bundle is written to a temporary directory beside its destination and renamed:
 
 import contextlib
 import dataclasses
-import fcntl
 import glob
 import json
 import os
@@ -37,6 +36,11 @@ from cascade_jax.models.t5 import T5Config, T5Encoder
 from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 FORMAT = 1
 NEIGHBOURS = "neighbours.npy"
@@ -416,11 +420,14 @@ def replaced(directory: pathlib.Path):
             temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
+        if lock is not None:
+            os.close(lock)
 
 
-def _locked(directory: pathlib.Path) -> int:
-    """Marks a directory as in use for as long as this process lives, or the descriptor is open."""
+def _locked(directory: pathlib.Path) -> int | None:
+    """Marks a directory as in use for as long as this process lives, or the descriptor is open; None without locks."""
+    if fcntl is None:
+        return None
     descriptor = os.open(directory, os.O_RDONLY)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return descriptor
@@ -428,6 +435,8 @@ def _locked(directory: pathlib.Path) -> int:
 
 def _sweep(directory: pathlib.Path) -> None:
     """Removes what killed processes left beside a directory; brings it back if one died while it was replaced."""
+    if fcntl is None:  # what a living process uses cannot be told from what a dead one left
+        return
     for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}{UNFINISHED}*"), reverse=True):
         try:
             lock = _locked(left)

@@ -16,7 +16,7 @@ import numpy as np
 from cascade_jax import bundle
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.formats import Family, Format, Known
-from checkpoints_convert.sources import TOKENIZERS, ConvertError, Source, Tensor, open_source
+from checkpoints_convert.sources import TOKENIZERS, ConvertError, Source, Tensor, open_source, open_sources
 from checkpoints_convert.table import Step, make, plan, present
 
 VERSION = 1
@@ -73,7 +73,7 @@ def convert(
         raise ConvertError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
     destination = pathlib.Path(destination)
     _check_destination(destination)
-    opened = [open_source(source) for source in sources]
+    opened = open_sources(sources)
     chosen = _family(family, opened)
     parts = _parts(chosen, opened, pixels)
     config = chosen.assemble({name: part.config for name, part in parts.items()})

@@ -67,26 +67,30 @@ class Source:
       tensors: by name. Where a vocabulary beside the files names VQ codes (see `models.chameleon.code_ids`), CODES is
         one more: the text token of every code, int32.
       settings: the `config.json` beside them; empty without one.
+      others: folders of the checkpoints that were named with this one, which may hold what it lacks: Lumina-mGPT comes
+        without a text tokenizer, and its VQGAN with one.
     """
 
     path: pathlib.Path
     files: tuple[pathlib.Path, ...]
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any]
+    others: tuple[pathlib.Path, ...] = ()
 
     @property
     def folder(self) -> pathlib.Path:
         """Where files that belong to the checkpoint lie, such as its tokenizer."""
-        return self.path if self.path.is_dir() else self.path.parent
+        return _folder(self.path)
 
     def beside(self, names: Iterable[str]) -> pathlib.Path | None:
         """The first of some files that lies in the folder, or in a folder `tokenizer` of it or up to two levels above:
-        Meta keeps models/7b/consolidated.00.pth and tokenizer/text_tokenizer.json."""
-        return _beside(self.folder, names)
+        Meta keeps models/7b/consolidated.00.pth and tokenizer/text_tokenizer.json. If it is in none of them, `others`
+        are looked through likewise."""
+        return _beside((self.folder, *self.others), names)
 
     def vocabulary(self) -> dict[str, int]:
         """The text tokens by name, from the settings or the tokenizer beside the checkpoint; empty without one."""
-        return _vocabulary(self.folder, self.settings)
+        return _vocabulary((self.folder, *self.others), self.settings)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor that the format cannot do without.
@@ -99,8 +103,14 @@ class Source:
         return self.tensors[name].shape
 
 
-def open_source(path: str | pathlib.Path) -> Source:
-    """Opens a checkpoint: a file, or a folder as it is downloaded.
+def open_sources(paths: Iterable[str | pathlib.Path]) -> list[Source]:
+    """Opens checkpoints that make one model, as `open_source`."""
+    paths = [pathlib.Path(path) for path in paths]
+    return [open_source(path, [_folder(other) for other in paths if other != path]) for path in paths]
+
+
+def open_source(path: str | pathlib.Path, others: Iterable[pathlib.Path] = ()) -> Source:
+    """Opens a checkpoint: a file, or a folder as it is downloaded; `others` as in `Source`.
 
     Raises:
       ConvertError: if there is nothing to read, a shard is missing, or a file is damaged.
@@ -125,22 +135,30 @@ def open_source(path: str | pathlib.Path) -> Source:
     for wrapper in WRAPPERS:
         if all(name.startswith(wrapper) for name in tensors):
             tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    settings = _settings(path)
-    if (codes := _codes(path if path.is_dir() else path.parent, settings)) is not None:
+    source = Source(path, files, tensors, _settings(path), tuple(others))
+    if (codes := _codes(source)) is not None:
         tensors[CODES] = Tensor(codes.shape, codes.dtype, lambda: codes)
-    return Source(path, files, tensors, settings)
+    return source
 
 
-def _beside(folder: pathlib.Path, names: Iterable[str]) -> pathlib.Path | None:
-    folder = folder.absolute()
-    folders = (folder, *(above / "tokenizer" for above in (folder, *folder.parents[:2])))
-    return next((place / name for place in folders for name in names if (place / name).is_file()), None)
+def _folder(path: pathlib.Path) -> pathlib.Path:
+    return path if path.is_dir() else path.parent
 
 
-def _vocabulary(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, int]:
-    if isinstance(settings.get("vocabulary_map"), dict):
-        return settings["vocabulary_map"]
-    if (file := _beside(folder, TOKENIZERS)) is None:
+def _beside(folders: Iterable[pathlib.Path], names: Iterable[str]) -> pathlib.Path | None:
+    for folder in map(pathlib.Path.absolute, folders):
+        for place in (folder, *(above / "tokenizer" for above in (folder, *folder.parents[:2]))):
+            for name in names:
+                if (place / name).is_file():
+                    return place / name
+    return None
+
+
+def _vocabulary(folders: Iterable[pathlib.Path], settings: Mapping[str, Any]) -> dict[str, int]:
+    named = settings.get("vocabulary_map")
+    if isinstance(named, dict) and _names_codes(named):
+        return named
+    if (file := _beside(folders, TOKENIZERS)) is None:
         return {}
     try:
         tokenizer = json.loads(file.read_text(encoding="utf-8"))
@@ -151,15 +169,18 @@ def _vocabulary(folder: pathlib.Path, settings: Mapping[str, Any]) -> dict[str, 
     return words | added if isinstance(words, dict) else added
 
 
-def _codes(folder: pathlib.Path, settings: Mapping[str, Any]) -> np.ndarray | None:
+def _names_codes(vocabulary: Iterable[str]) -> bool:
+    return any(name.startswith("IMGIMG") for name in vocabulary)
+
+
+def _codes(source: Source) -> np.ndarray | None:
     """Every VQ code's text token, if the vocabulary beside a checkpoint names them."""
-    vocabulary = _vocabulary(folder, settings)
-    if not any(name.startswith("IMGIMG") for name in vocabulary):
+    if not _names_codes(vocabulary := source.vocabulary()):
         return None
     try:
         return code_ids(vocabulary)
     except ValueError as error:
-        raise ConvertError(f"{folder}: {error}") from error
+        raise ConvertError(f"{source.folder}: {error}") from error
 
 
 def _files_in(folder: pathlib.Path) -> tuple[tuple[pathlib.Path, ...], set[str] | None]:

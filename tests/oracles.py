@@ -16,7 +16,9 @@ from flax import nnx
 
 from cascade_jax import bundle, decode
 from cascade_jax import cache as kv
+from cascade_jax.acceptance import strict
 from cascade_jax.cache import Context
+from cascade_jax.models.eagle import Eagle1, EagleConfig
 from cascade_jax.tree import Tree
 from checkpoints_convert.convert import planned
 from checkpoints_convert.formats import Format, Known
@@ -179,14 +181,55 @@ def module(layout: Format, path: pathlib.Path, known: Known | None = None, dtype
     graph, state = nnx.split(nnx.eval_shape(lambda: kinds[type(part.config)](part.config, rngs=nnx.Rngs(0))))
     tree: dict = {}
     for dotted, step in part.steps.items():
-        array = jnp.asarray(make(step, part.source.tensors))
+        array = make(step, part.source.tensors)
         *folders, name = (int(k) if k.isdigit() else k for k in dotted.split("."))
         place = tree
         for folder in folders:
             place = place.setdefault(folder, {})
-        place[name] = array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+        place[name] = jnp.asarray(array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array)
     nnx.replace_by_pure_dict(state, tree)
     return nnx.merge(graph, state)
+
+
+def prefix(target, prompts, guided: bool, drafter=None) -> decode.Prefix:
+    """What stands before the first token."""
+    (graph, state), (own, weights) = nnx.split(target), nnx.split(drafter) if drafter else (None, None)
+    return bundle._prefix(graph, own, guided, (state, weights), target.config.stack(prompts))
+
+
+def drafter(target) -> Eagle1:
+    """Random, but guessing that the feature changes little, so that part of its drafts is accepted."""
+    config, rng = EagleConfig(target.config.block), np.random.default_rng(5)
+    module = nnx.eval_shape(lambda: Eagle1(config, rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(module)
+    normal = lambda x: rng.normal(0, 0.3 * x.shape[0] ** -0.5, x.shape) if x.ndim > 1 else np.ones(x.shape)
+    state = jax.tree.map(lambda x: jnp.asarray(normal(x), jnp.float32), state)
+    kernel, dim = np.array(state["fc"]["kernel"][...]), config.block.dim
+    kernel[dim:] += np.eye(dim)
+    state["fc"]["kernel"][...] = jnp.asarray(kernel)
+    return nnx.merge(graph, state)
+
+
+def drawn(target, prompts, tree: Tree, sampling) -> decode.DecodeState:
+    """Strict decoding to the last token, with `drafter` if the tree has drafts."""
+    own = drafter(target) if tree.depth else None
+    (graph, state), (own_graph, weights) = nnx.split(target), nnx.split(own) if own else (None, None)
+    program = decode.Program(graph, own_graph, tree, target.config.length, target.config.layout)
+    keys = jax.random.split(jax.random.key(0), len(prompts))
+    start = prefix(target, prompts, sampling.guidance is not None, own)
+    params = {"target": state, "drafter": weights}
+    return decode.generate_jit(program, params, start, keys, strict(), sampling.checked())
+
+
+def through_vq(vq, pixels, codes):
+    """A picture tokenizer's latents and codes of `pixels` [B, H, W, 3], and its pictures of `codes` int [B, h, w]."""
+    return _through_vq(*nnx.split(vq), pixels, codes)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _through_vq(graph, state, pixels, codes):
+    vq = nnx.merge(graph, state)
+    return vq.latents(pixels), vq.encode_codes(pixels), vq.decode(vq.codebook()[codes])
 
 
 def scored(target, prefix: decode.Prefix, tokens) -> tuple[jax.Array, jax.Array]:
@@ -205,26 +248,26 @@ def fed_through_cache(target, prefix: decode.Prefix, tokens, tree: Tree, nodes):
     """A target's features of tokens int [R, T] fed one by one, [R, T + 1, d], the first of them the prefix's last; and,
     after all of them, of a tree's `nodes` int [R, N] in one pass, [R, N, d]."""
     graph, state = nnx.split(target)
-    features, cache = _read(graph, state, prefix)
-    seen = [jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)]
-    cache = jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, tokens.shape[1]), (0, 0))), cache)
-    length = prefix.length
+    last, cache = _read(graph, state, prefix, tokens.shape[1])
+    seen, length = [last], np.asarray(prefix.length)
     for t in range(tokens.shape[1]):
-        features, fresh = _new(
-            graph, state, tokens[:, t : t + 1], np.zeros(1, int), np.eye(1, dtype=bool), cache, length
-        )
-        cache, length = kv.write(cache, fresh, length), length + 1
+        one = np.zeros(1, int), np.eye(1, dtype=bool)
+        features, cache = _new(graph, state, tokens[:, t : t + 1], *one, cache, length)
+        length = length + 1
         seen.append(features)
     topology = tree.topology
     features, _ = _new(graph, state, nodes, topology.depths, topology.ancestors, cache, length)
-    return jnp.concatenate(seen, axis=1), features
+    return np.concatenate(seen, axis=1), features
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _read(graph, state, prefix):
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _read(graph, state, prefix, room):
     target, (rows, slots) = nnx.merge(graph, state), prefix.embeddings.shape[:2]
     positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
-    return target(prefix.embeddings, Context(target.rope(positions), kv.bias(kv.causal(slots))[None, None]))
+    context = Context(target.rope(positions), kv.bias(kv.causal(slots))[None, None])
+    features, cache = target(prefix.embeddings, context)
+    last = jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)
+    return last, jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))), cache)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -232,4 +275,5 @@ def _new(graph, state, tokens, depths, ancestors, cache, length):
     target = nnx.merge(graph, state)
     seen = kv.filled(cache[0].key.shape[2], length)
     context = Context(target.rope(length[:, None] + depths), kv.bias(ancestors)[None, None], (seen,))
-    return target(target.embed(tokens), context, (cache,))
+    features, fresh = target(target.embed(tokens), context, (cache,))
+    return features, kv.write(cache, fresh, length)

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -11,22 +10,22 @@ import torch
 from flax import nnx
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from cascade_jax import bundle, decode
+from cascade_jax import bundle
 from cascade_jax import tree as trees
-from cascade_jax.acceptance import strict
 from cascade_jax.models import chameleon
 from cascade_jax.models.chameleon import Chameleon, ChameleonConfig
-from cascade_jax.models.eagle import Eagle1, EagleConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.sampling import Sampling
 from checkpoints_convert.chameleon import LUMINA
 from checkpoints_convert.formats import Known
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 VOCABULARY = oracles.chameleon_vocabulary()
 TURN = VOCABULARY["<reserved08706>"]
 PROMPTS = [Prompt(ids=np.array([0, 100, 120, 101, 102, TURN])), Prompt(ids=np.array([0, 111, TURN]))]
 GREEDY = Sampling(temperature=0.0, guidance=3.0)
-TREE = trees.parse("0 1 00 01 10")
+TREE = trees.parse("0 1 00 10")
 FP32 = dict(rtol=0, atol=1e-4)
 
 
@@ -74,7 +73,7 @@ def prefix_rows(config: ChameleonConfig) -> list[np.ndarray]:
 def test_teacher_forced_features_and_logits_are_those_of_transformers(reference, lumina):
     """Both branches of two prompts: four prefixes of three lengths."""
     config = lumina.config
-    prefix, tokens = lumina.prefix(config.stack(PROMPTS), True), random_tokens(config, 4)
+    prefix, tokens = oracles.prefix(lumina, PROMPTS, True), random_tokens(config, 4)
     features, logits = oracles.scored(lumina, prefix, tokens)
     assert logits.dtype == jnp.float32 and logits.shape == (4, 21, 64)
     for row, ids in enumerate(prefix_rows(config)):
@@ -85,7 +84,7 @@ def test_teacher_forced_features_and_logits_are_those_of_transformers(reference,
 
 def test_step_by_step_and_through_a_tree_features_are_those_of_transformers(reference, lumina):
     config = lumina.config
-    prefix, tokens = lumina.prefix(config.stack(PROMPTS), True), random_tokens(config, 4)[:, :6]
+    prefix, tokens = oracles.prefix(lumina, PROMPTS, True), random_tokens(config, 4)[:, :6]
     nodes = np.random.default_rng(4).integers(0, config.codebook_size + 1, (4, TREE.num_nodes))
     stepped, branched = oracles.fed_through_cache(lumina, prefix, tokens, TREE, nodes)
     for row, ids in enumerate(prefix_rows(config)):
@@ -103,7 +102,7 @@ def test_bfloat16_stays_within_its_rounding(reference, saved):
     about 1 by a few hundredths."""
     model = oracles.module(LUMINA.formats[0], saved, Known({}, pixels=64), jnp.bfloat16)
     config = model.config
-    prefix, tokens = model.prefix(config.stack(PROMPTS), False), random_tokens(config, 2)
+    prefix, tokens = oracles.prefix(model, PROMPTS, False), random_tokens(config, 2)
     features, logits = oracles.scored(model, prefix, tokens)
     assert features.dtype == jnp.bfloat16
     for row, ids in enumerate(prefix_rows(config)[:2]):
@@ -149,26 +148,12 @@ def reference_greedy(reference, model: Chameleon, conditional, unconditional) ->
     return np.argmax(every == out[:, None], axis=1)
 
 
-def drafter_of(config: ChameleonConfig) -> Eagle1:
-    """Random, but guessing that the feature changes little."""
-    drafter = Eagle1(EagleConfig(config.block), rngs=nnx.Rngs(5))
-    drafter.fc.kernel[...] += jnp.concatenate([jnp.zeros((config.dim, config.dim)), jnp.eye(config.dim)])
-    return drafter
-
-
-def drawn(model: Chameleon, tree, sampling=GREEDY) -> decode.DecodeState:
-    drafter = drafter_of(model.config) if tree.depth else None
-    graph = None if drafter is None else nnx.graphdef(drafter)
-    program = decode.Program(nnx.graphdef(model), graph, tree, model.config.length, model.config.layout)
-    params = {"target": nnx.state(model), "drafter": None if drafter is None else nnx.state(drafter)}
-    prefix = model.prefix(model.config.stack(PROMPTS), True, drafter)
-    keys = jax.random.split(jax.random.key(0), len(PROMPTS))
-    return decode.generate_jit(program, params, prefix, keys, strict(), sampling.checked())
-
-
 def test_greedy_tokens_are_those_of_transformers_generate_with_guidance(reference, lumina):
     rows = prefix_rows(lumina.config)
-    alone, speculative = drawn(lumina, trees.ROOT), drawn(lumina, TREE)
+    alone, speculative = (
+        oracles.drawn(lumina, PROMPTS, trees.ROOT, GREEDY),
+        oracles.drawn(lumina, PROMPTS, TREE, GREEDY),
+    )
     for row in range(2):
         want = reference_greedy(reference, lumina, rows[row], rows[row + 2])
         np.testing.assert_array_equal(alone.tokens[row, :21], want)
@@ -183,7 +168,7 @@ def test_anole_draws_codes_alone(reference, lumina):
     anole = nnx.merge(nnx.graphdef(nnx.eval_shape(lambda: Chameleon(config, rngs=nnx.Rngs(0)))), nnx.state(lumina))
     rows = prefix_rows(config)
     assert rows[0].tolist() == [*PROMPTS[0].ids, config.image_start] and rows[2].tolist() == [0, config.image_start]
-    alone = drawn(anole, trees.ROOT)
+    alone = oracles.drawn(anole, PROMPTS, trees.ROOT, GREEDY)
     np.testing.assert_array_equal(alone.tokens[1, :16], reference_greedy(reference, anole, rows[1], rows[3]))
 
 

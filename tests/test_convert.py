@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import struct
+import subprocess
 import sys
 
 import jax
@@ -23,6 +24,8 @@ from cascade_jax.models import llamagen as model
 from checkpoints_convert import ConvertError, convert, families, llamagen, sources, table, transforms
 from checkpoints_convert.convert import planned, recognise
 from checkpoints_convert.formats import Known
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 KNOWN = Known({}, pixels=64)
 
@@ -255,6 +258,12 @@ def _bad_source(kind: str, tmp_path: pathlib.Path, downloads: pathlib.Path) -> p
             file = downloads / "vq_ds16_t2i.pt"
         case "no target":
             file = downloads / "flan-t5-xl"
+        case "wrong family":
+            weights = published.vqgan(channels=32, multipliers=(1, 1), blocks=1, latent=32, codes=64, width=8)
+            file = published.write_pickle(tmp_path / "vqgan.ckpt", weights, "state_dict")
+        case "extra tensors":
+            more = {**published.llamagen(), "adapter.weight": np.ones(5, np.float32)}
+            file = published.write_pickle(tmp_path / "t2i_XL_stage1_256.pt", more, "model")
         case "size unknown":
             file = published.write_pickle(tmp_path / "model.pt", published.llamagen(), "model")
     return file
@@ -276,6 +285,8 @@ BAD = {
     "unknown": "is no part of llamagen: its tensors are some.weight",
     "twice": "are both a vq",
     "no target": "llamagen needs its target too (LlamaGen or LlamaGen, Hugging Face layout)",
+    "wrong family": "is no part of llamagen: it looks like Chameleon's VQGAN (lumina-mgpt)",
+    "extra tensors": "does not fit: 1 left over: adapter.weight",
     "size unknown": "give --pixels 256, 384 or 512",
 }
 
@@ -349,6 +360,15 @@ def test_nans_are_warned_of_by_name_and_dtypes_are_kept(tmp_path, downloads):
     assert types == {"target": jnp.bfloat16, "vq": jnp.float32}
 
 
+def test_the_command_line_warns_of_nans_in_one_line(tmp_path, downloads, capsys):
+    tensors = published.llamagen() | {"norm.weight": np.full(published.DIM, np.nan, np.float32)}
+    source = published.write_pickle(tmp_path / "t2i_XL_stage1_64.pt", tensors, "model")
+    argv = ["convert", "llamagen", str(source), str(downloads / "vq_ds16_t2i.pt"), "out", "--pixels", "64"]
+    assert cli.main(argv) == 0
+    out, err = capsys.readouterr()
+    assert (out, err) == ("converted: out\n", f"warning: norm.weight of {source} contains NaNs\n")
+
+
 def test_a_killed_runs_leavings_are_swept_up_and_others_work_is_not(tmp_path):
     folder = tmp_path / "model"
     for name in (".model-unfinished-dead", ".model-else", ".model-unfinished-busy"):
@@ -365,6 +385,81 @@ def test_a_killed_runs_leavings_are_swept_up_and_others_work_is_not(tmp_path):
     with pytest.raises(ZeroDivisionError), bundle.replaced(folder):
         raise ZeroDivisionError
     assert (folder / "x").exists()
+
+
+# Forks share one start of the interpreter, so that many kills take seconds. Argument 1 is the command as JSON. Every
+# line printed is the state after a kill: what there is, and whether it loads.
+KILLS = """
+import json, os, pathlib, shutil, signal, sys, time
+import torch
+from cascade_jax import bundle, cli
+import checkpoints_convert
+
+def fork(work):
+    if (pid := os.fork()) == 0:
+        os._exit(work() or 0)
+    return pid
+
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+argv, out = json.loads(sys.argv[1]), pathlib.Path("out")
+convert = lambda: cli.main([*argv, str(out)])
+begin = time.monotonic()
+assert wait(fork(lambda: cli.main([*argv, "whole"]))) == 0
+seconds = time.monotonic() - begin
+
+def killed_at_a_rename():
+    rename, count = pathlib.Path.rename, iter(range(9))
+    def die(self, target):
+        if next(count) == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(self, target)
+    pathlib.Path.rename = die
+    return convert()
+
+def report():
+    print(json.dumps([out.exists(), not out.exists() or wait(fork(lambda: not bundle.load(out))) == 0]), flush=True)
+
+for share in (0.5, 0.9):
+    pid = fork(convert)
+    time.sleep(share * seconds)
+    os.kill(pid, signal.SIGKILL)
+    wait(pid)
+    report()
+shutil.rmtree(out, ignore_errors=True)
+shutil.copytree("whole", out)
+assert wait(fork(killed_at_a_rename)) == -signal.SIGKILL
+report()
+assert wait(fork(convert)) == 0
+report()
+"""
+
+
+def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_model_and_a_rerun_succeeds(tmp_path, empty_folder):
+    """SIGKILL, at two moments of a conversion, and between the two renames that replace a model."""
+    weights, vq = tmp_path / "c2i_B_256.pt", tmp_path / "vq_ds16_c2i.pt"
+    published.write_pickle(weights, published.llamagen(classes=True), "model")
+    published.write_pickle(vq, published.vq(), "model")
+    argv = json.dumps(["convert", "llamagen", str(weights), str(vq)])
+    own = {**os.environ, "PYTHONPATH": str(pathlib.Path(cj.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", KILLS, argv], capture_output=True, text=True, env=own)
+    assert run.returncode == 0, run.stderr
+    states = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
+    assert all(loads for _, loads in states)
+    assert [there for there, _ in states[2:]] == [False, True]  # killed between the renames there is nothing
+    assert sorted(path.name for path in empty_folder.iterdir()) == ["out", "whole"]
+    assert bundle.stored("out").keys() == bundle.stored("whole").keys()
+
+
+def test_without_file_locks_a_model_is_written_all_the_same(tmp_path, monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr(bundle, "fcntl", None)
+    (tmp_path / ".model-unfinished-else").mkdir()
+    for _ in range(2):
+        with bundle.replaced(tmp_path / "model") as temporary:
+            (temporary / "x").touch()
+    assert (tmp_path / "model" / "x").exists() and (tmp_path / ".model-unfinished-else").exists()
 
 
 def test_a_folder_that_is_no_model_is_not_replaced(tmp_path, downloads):

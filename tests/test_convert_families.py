@@ -17,13 +17,15 @@ from cascade_jax import bundle, methods
 from cascade_jax.models import chameleon, janus
 from cascade_jax.models.vq import CHAMELEON, JANUS
 from cascade_jax.text import tokens
-from cascade_jax.tree import parse
+from cascade_jax.tree import DynamicTree, parse
 from checkpoints_convert import ConvertError, convert, merge
 from checkpoints_convert.chameleon import ANOLE, LUMINA, VQGAN
 from checkpoints_convert.formats import Known
 from checkpoints_convert.janus import FAMILY
 from checkpoints_convert.sources import CODES, Source, Tensor, open_source
 from checkpoints_convert.table import plan
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SMALL = dict(channels=32, multipliers=(1,) * 5, blocks=1, latent=32, codes=oracles.CODES, width=8)
@@ -40,9 +42,10 @@ def test_the_vqgan_encodes_and_decodes_as_the_public_code_does(tmp_path):
     weights = published.vqgan(channels=32, multipliers=(1, 2), blocks=1, latent=32, codes=64, width=8)
     weights["loss.perceptual_loss.lin0.model.1.weight"] = np.zeros((1, 64, 1, 1), np.float32)
     vq = oracles.module(VQGAN, published.write_pickle(tmp_path / "vqgan.ckpt", weights, "state_dict"))
-    np.testing.assert_allclose(vq.decode(vq.codebook()[golden["codes"]]), golden["decoded"], rtol=0, atol=1e-4)
-    np.testing.assert_allclose(vq.latents(golden["pixels"]), golden["latents"], rtol=0, atol=1e-4)
-    np.testing.assert_array_equal(vq.encode_codes(golden["pixels"]), golden["encoded"])
+    latents, codes, decoded = oracles.through_vq(vq, golden["pixels"], golden["codes"])
+    np.testing.assert_allclose(decoded, golden["decoded"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(latents, golden["latents"], rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(codes, golden["encoded"])
 
 
 def test_the_vqgans_encoder_is_that_of_transformers(tmp_path):
@@ -55,8 +58,9 @@ def test_the_vqgans_encoder_is_that_of_transformers(tmp_path):
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
         latents = reference.quant_conv(reference.encoder(images)).permute(0, 2, 3, 1).numpy()
         codes = reference.encode(images).image_tokens.reshape(2, 4, 4).numpy()
-    np.testing.assert_allclose(vq.latents(pixels), latents, rtol=0, atol=1e-4)
-    np.testing.assert_array_equal(vq.encode_codes(pixels), codes)
+    own = oracles.through_vq(vq, pixels, codes)
+    np.testing.assert_allclose(own[0], latents, rtol=0, atol=1e-4)
+    np.testing.assert_array_equal(own[1], codes)
 
 
 # Two layouts of one model.
@@ -179,6 +183,13 @@ def sources(hub: pathlib.Path, family: str) -> list[pathlib.Path]:
     }[family]
 
 
+@pytest.fixture(scope="module")
+def lumina(hub, tmp_path_factory) -> bundle.Bundle:
+    place = tmp_path_factory.mktemp("models") / "lumina"
+    convert("lumina-mgpt", [*sources(hub, "lumina-mgpt"), hub / "drafter"], place, pixels=64)
+    return cj.load(place)
+
+
 @pytest.mark.parametrize(("family", "length"), [("lumina-mgpt", 21), ("anole", 16), ("janus", 16)])
 def test_from_files_to_pictures_by_every_method(hub, tmp_path, family, length):
     config = convert(family, sources(hub, family), tmp_path / "model", pixels=64)
@@ -201,6 +212,23 @@ def test_from_files_to_pictures_by_every_method(hub, tmp_path, family, length):
     assert np.all(relaxed.tokens[:, free] < oracles.CODES) and relaxed.images.shape == (2, 64, 64, 3)
     logits = cj.score(model, prompts, alone.tokens).logits
     assert logits.shape == (2, length, oracles.CODES) and bool(jnp.all(jnp.isfinite(logits)))
+
+
+@pytest.mark.parametrize(
+    ("name", "tree"),
+    [("lantern", "0 1 00"), ("lantern++", "0 1 00"), ("gsd", "0 1 00"), ("lantern", DynamicTree(2, 1, 4))],
+)
+def test_every_rule_keeps_to_a_layout(hub, lumina, name, tree):
+    """Lumina-mGPT's marks have no neighbours: LANTERN's table has a row for every code, and for them alone."""
+    prompts, key = ["!AB,", "A(CB)D"], jax.random.key(3)
+    method = methods.method(name, lumina, tree=tree)
+    if name != "gsd":
+        assert len(method.rule.neighbours) == oracles.CODES
+    drawn = cj.generate(lumina, prompts, key, rule=method.rule, tree=method.tree)
+    forced = np.array(lumina.layout.forced)
+    np.testing.assert_array_equal(drawn.tokens[:, forced >= 0], np.stack([forced[forced >= 0]] * 2))
+    assert np.all(drawn.tokens[:, forced < 0] < oracles.CODES)
+    assert np.all(drawn.stats.accepted > 0)
 
 
 def test_what_is_missing_is_named(hub, tmp_path):

@@ -1,18 +1,14 @@
 """Janus-Pro against `transformers`."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
 import pytest
 import torch
-from flax import nnx
 
-from cascade_jax import bundle, decode
+from cascade_jax import bundle
 from cascade_jax import tree as trees
-from cascade_jax.acceptance import strict
 from cascade_jax.models import janus
-from cascade_jax.models.eagle import Eagle1, EagleConfig
 from cascade_jax.models.janus import Janus
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.vq import VQModel
@@ -20,10 +16,12 @@ from cascade_jax.sampling import Sampling
 from checkpoints_convert.formats import Known
 from checkpoints_convert.janus import FAMILY
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 TARGET, VQ = (layout for layout in FAMILY.formats if "Hugging Face" in layout.name)
 PROMPTS = [Prompt(ids=np.array([1, 40, 41, 42, 43, 4])), Prompt(ids=np.array([1, 50, 51]))]
 GREEDY = Sampling(temperature=0.0, guidance=5.0)
-TREE = trees.parse("0 1 00 01 10")
+TREE = trees.parse("0 1 00 10")
 FP32 = dict(rtol=0, atol=1e-4)
 
 
@@ -71,7 +69,7 @@ def random_tokens(rows: int, count: int) -> np.ndarray:
 
 
 def test_teacher_forced_features_and_logits_are_those_of_transformers(reference, model):
-    prefix, tokens = model.prefix(model.config.stack(PROMPTS), True), random_tokens(4, 16)
+    prefix, tokens = oracles.prefix(model, PROMPTS, True), random_tokens(4, 16)
     features, logits = oracles.scored(model, prefix, tokens)
     assert logits.dtype == jnp.float32 and logits.shape == (4, 16, 64)
     for row, ids in enumerate(prefix_rows(model)):
@@ -81,7 +79,7 @@ def test_teacher_forced_features_and_logits_are_those_of_transformers(reference,
 
 
 def test_step_by_step_and_through_a_tree_features_are_those_of_transformers(reference, model):
-    prefix, tokens = model.prefix(model.config.stack(PROMPTS), True), random_tokens(4, 5)
+    prefix, tokens = oracles.prefix(model, PROMPTS, True), random_tokens(4, 5)
     nodes = np.random.default_rng(4).integers(0, oracles.CODES, (4, TREE.num_nodes))
     stepped, branched = oracles.fed_through_cache(model, prefix, tokens, TREE, nodes)
     for row, ids in enumerate(prefix_rows(model)):
@@ -96,7 +94,7 @@ def test_bfloat16_stays_within_its_rounding(reference, saved, vq):
     """Weights and activations are rounded to 8 bits, 0.4 % each; over two layers and the head that moves logits with a
     spread of about 1 by a few hundredths."""
     model = oracles.module(TARGET, saved, Known({"vq": vq.config}, pixels=64), jnp.bfloat16)
-    prefix, tokens = model.prefix(model.config.stack(PROMPTS), False), random_tokens(2, 16)
+    prefix, tokens = oracles.prefix(model, PROMPTS, False), random_tokens(2, 16)
     features, logits = oracles.scored(model, prefix, tokens)
     assert features.dtype == jnp.bfloat16
     for row, ids in enumerate(prefix_rows(model)[:2]):
@@ -104,20 +102,8 @@ def test_bfloat16_stays_within_its_rounding(reference, saved, vq):
         np.testing.assert_allclose(logits[row], want, atol=0.1)
 
 
-def drawn(model: Janus, tree) -> decode.DecodeState:
-    drafter = Eagle1(EagleConfig(model.config.block), rngs=nnx.Rngs(5))  # guesses that the feature changes little
-    dim = model.config.dim
-    drafter.fc.kernel[...] += jnp.concatenate([jnp.zeros((dim, dim)), jnp.eye(dim)])
-    graph = nnx.graphdef(drafter) if tree.depth else None
-    program = decode.Program(nnx.graphdef(model), graph, tree, model.config.length)
-    params = {"target": nnx.state(model), "drafter": nnx.state(drafter) if tree.depth else None}
-    prefix = model.prefix(model.config.stack(PROMPTS), True, drafter)
-    keys = jax.random.split(jax.random.key(0), len(PROMPTS))
-    return decode.generate_jit(program, params, prefix, keys, strict(), GREEDY.checked())
-
-
 def test_greedy_tokens_are_those_of_transformers_generate_with_guidance(reference, model):
-    alone, speculative = drawn(model, trees.ROOT), drawn(model, TREE)
+    alone, speculative = oracles.drawn(model, PROMPTS, trees.ROOT, GREEDY), oracles.drawn(model, PROMPTS, TREE, GREEDY)
     for row, ids in enumerate(prefix_rows(model)[:2]):
         want = reference.generate(
             torch.tensor([ids.tolist()]),
@@ -144,9 +130,10 @@ def test_codes_latents_and_pixels_are_those_of_transformers(reference, vq):
         latents = theirs.quant_conv(theirs.encoder(images)).permute(0, 2, 3, 1).numpy()
         encoded = theirs.encode(images).image_tokens.reshape(2, 4, 4).numpy()
         decoded = reference.decode_image_tokens(torch.from_numpy(codes.reshape(2, -1))).numpy()
-    np.testing.assert_allclose(vq.latents(pixels), latents, **FP32)
-    np.testing.assert_array_equal(vq.encode_codes(pixels), encoded)
-    np.testing.assert_allclose(vq.decode(vq.codebook()[codes]), decoded, **FP32)
+    own = oracles.through_vq(vq, pixels, codes)
+    np.testing.assert_allclose(own[0], latents, **FP32)
+    np.testing.assert_array_equal(own[1], encoded)
+    np.testing.assert_allclose(own[2], decoded, **FP32)
 
 
 # Prompts.

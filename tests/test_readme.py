@@ -1,0 +1,94 @@
+"""README's commands for published models, each run as it stands there, on small checkpoints in the published formats."""
+
+import json
+import pathlib
+import re
+import shlex
+
+import oracles
+import published
+import pytest
+from test_convert_families import SMALL, meta, shared_norms
+
+from cascade_jax import cli
+
+README = pathlib.Path(__file__).parents[1] / "README.md"
+
+
+def commands() -> dict[str, list[list[str]]]:
+    """`cascade-jax` commands by the title of their section under "Published models"."""
+    text = README.read_text().partition("\n## Published models\n")[2].partition("\n## ")[0]
+    found = {}
+    for section in text.split("\n### ")[1:]:
+        blocks = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).replace("\\\n", " ")
+        lines = [shlex.split(line) for line in blocks.splitlines()]
+        found[section.partition("\n")[0]] = [line[1:] for line in lines if line and line[0] == "cascade-jax"]
+    return found
+
+
+@pytest.fixture
+def downloads(tmp_path, monkeypatch) -> pathlib.Path:
+    """An empty folder as the place where commands run, and `downloads` in it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "downloads"
+
+
+def llamagen(home: pathlib.Path) -> None:
+    for stage in ("stage1_256", "stage2_512"):
+        published.write_pickle(home / f"t2i_XL_{stage}.pt", published.llamagen(), "model", steps=3)
+    published.write_pickle(home / "vq_ds16_t2i.pt", published.vq(), "model")
+    for name in ("llamagen_drafter", "llamagen2_drafter"):
+        published.write_folder(home / name, published.drafter(), published.DRAFTER_SETTINGS, pickled=True)
+    published.write_folder(home / "LlamaGen-T2I-2", published.llamagen_hf(), published.LLAMAGEN_HF_SETTINGS)
+    published.write_folder(home / "flan-t5-xl", published.t5(), published.T5_SETTINGS, shards=2)
+    published.write_tokenizer(home / "flan-t5-xl" / "tokenizer.json")
+
+
+def classes(home: pathlib.Path) -> None:
+    published.write_pickle(home / "c2i_B_256.pt", published.llamagen(classes=True), "model")
+    published.write_pickle(home / "vq_ds16_c2i.pt", published.vq(), "model")
+
+
+def chameleon(home: pathlib.Path) -> None:
+    """Lumina-mGPT, which comes without a text tokenizer, and Anole as Meta lays models out."""
+    vocabulary, model = oracles.chameleon_vocabulary(), shared_norms(oracles.chameleon())
+    oracles.save(model, home / "Lumina-mGPT-7B-768", shards="40KB")
+    settings = json.loads((home / "Lumina-mGPT-7B-768" / "config.json").read_text()) | {"vocabulary_map": None}
+    (home / "Lumina-mGPT-7B-768" / "config.json").write_text(json.dumps(settings))
+    published.write_pickle(home / "anole" / "models" / "7b" / "consolidated.pth", meta(model))
+    (home / "anole" / "models" / "7b" / "params.json").write_text(json.dumps({"model": {"norm_eps": 1e-5}}))
+    oracles.write_tokenizer(home / "anole" / "tokenizer" / "text_tokenizer.json", vocabulary)
+    published.write_pickle(home / "anole" / "tokenizer" / "vqgan.ckpt", published.vqgan(**SMALL), "state_dict")
+    weights = published.chameleon_drafter(dim=32, heads=4, kv_heads=2, ffn=48, vocab=128)
+    published.write_folder(home / "anole_drafter", weights, published.CHAMELEON_DRAFTER_SETTINGS, pickled=True)
+
+
+def janus(home: pathlib.Path) -> None:
+    oracles.save(oracles.janus(seed=4), home / "Janus-Pro-7B", oracles.janus_vocabulary())
+
+
+MAKERS = {
+    "LlamaGen, from captions": llamagen,
+    "LlamaGen, from classes": classes,
+    "Lumina-mGPT": chameleon,
+    "Anole": chameleon,
+    "Janus-Pro": janus,
+}
+
+
+def test_every_section_is_run():
+    assert commands().keys() == MAKERS.keys()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick_compilation")
+@pytest.mark.parametrize("section", MAKERS)
+def test_readmes_commands_lead_from_downloads_to_pictures(section, downloads, monkeypatch, capsys):
+    monkeypatch.setattr(published, "CODES", 1024)  # more than the neighbours that README asks for
+    monkeypatch.setattr(published, "CLASSES", 1000)
+    downloads.mkdir()
+    MAKERS[section](downloads)
+    for command in commands()[section]:
+        assert cli.main(command) == 0, (command, capsys.readouterr().err)
+    assert list(pathlib.Path.cwd().glob("*.png"))
