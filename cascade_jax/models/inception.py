@@ -1,12 +1,13 @@
 """Inception-v3 (Szegedy et al. 2015, arXiv 1512.00567) as the Fréchet Inception Distance uses it (Heusel et al. 2017).
 
 That is TensorFlow's network of 2015-12-05 in the variant of `pytorch-fid`: average pooling leaves padding out of the
-mean, and the last block has max pooling in its place. Sub-modules bear the names of `pytorch-fid`'s weights. Everything
-is float32 at full precision, for distances of different machines are to be compared.
+mean, and the last block has max pooling in its place. Sub-modules bear the names of `pytorch-fid`'s weights; every
+batch normalisation, of fixed statistics, is part of the convolution before it. Everything is float32 at full precision,
+for distances of different machines are to be compared.
 """
 
 import dataclasses
-import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -23,11 +24,10 @@ class InceptionConfig:
     """
 
     size: int = 299
-    norm_eps: float = 1e-3
 
 
 class Conv(NamedTuple):
-    """A convolution without bias, normalised and rectified; strides above one leave no padding."""
+    """A convolution, normalised and rectified; of stride one it keeps the size, else there is no padding."""
 
     name: str
     width: int
@@ -108,7 +108,7 @@ def _halved(x: jax.Array) -> jax.Array:
     return nnx.max_pool(x, (3, 3), strides=(2, 2))
 
 
-# Every block reads its input by its chains, the last of them from the pooled input.
+# The chains of every block, and the pooling before the last of them.
 _BLOCKS = {
     "Mixed_5b": (_block_a(32), _average),
     "Mixed_5c": (_block_a(64), _average),
@@ -124,55 +124,37 @@ _BLOCKS = {
 }
 
 
-class BatchNorm(nnx.Module):
-    """Normalises by the statistics of the training pictures."""
+class Rectified(nnx.Module):
+    """A `Conv` with its normalisation folded in: float32 [B, H, W, inputs] -> [B, h, w, width]."""
 
-    def __init__(self, width: int, eps: float):
-        self.scale, self.bias = nnx.Param(jnp.ones(width)), nnx.Param(jnp.zeros(width))
-        self.mean, self.variance, self.eps = nnx.Param(jnp.zeros(width)), nnx.Param(jnp.ones(width)), eps
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        mean, variance, scale, bias = (
-            p[...].astype(jnp.float32) for p in (self.mean, self.variance, self.scale, self.bias)
-        )
-        return (x - mean) * (scale * jax.lax.rsqrt(variance + self.eps)) + bias
-
-
-class _Kernel(nnx.Module):
-    def __init__(self, shape: tuple[int, ...], rngs: nnx.Rngs):
-        self.kernel = nnx.Param(jax.random.normal(rngs.params(), shape) * 0.02)
-
-
-class ConvNorm(nnx.Module):
-    """A `Conv`: float32 [B, H, W, inputs] -> [B, h, w, width]."""
-
-    def __init__(self, inputs: int, spec: Conv, config: InceptionConfig, padding: str | None, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, spec: Conv, padding: str | None = None):
+        # zeros, since nobody trains it: random numbers would take most of the time of loading
+        self.kernel = nnx.Param(jnp.zeros((*spec.kernel, inputs, spec.width)))
+        self.bias = nnx.Param(jnp.zeros(spec.width))
         self.stride, self.padding = spec.stride, padding or ("SAME" if spec.stride == 1 else "VALID")
-        self.conv = _Kernel((*spec.kernel, inputs, spec.width), rngs)
-        self.bn = BatchNorm(spec.width, config.norm_eps)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = jax.lax.conv_general_dilated(
             x,
-            self.conv.kernel[...].astype(x.dtype),
+            self.kernel[...].astype(x.dtype),
             (self.stride, self.stride),
             self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             precision=jax.lax.Precision.HIGHEST,
         )
-        return jax.nn.relu(self.bn(x))
+        return jax.nn.relu(x + self.bias[...].astype(x.dtype))
 
 
 class Mixed(nnx.Module):
     """An inception block: chains side by side, the last behind `pool`."""
 
-    def __init__(self, inputs: int, chains: tuple[Chain, ...], pool, config: InceptionConfig, rngs: nnx.Rngs):
+    def __init__(self, inputs: int, chains: tuple[Chain, ...], pool: Callable[[jax.Array], jax.Array]):
         self.chains, self.pool, self.width = chains, pool, 0
         for chain in chains:
             width = inputs
             for step in map(_steps, chain):
                 for spec in step:
-                    setattr(self, spec.name, ConvNorm(width, spec, config, None, rngs))
+                    setattr(self, spec.name, Rectified(width, spec))
                 width = sum(spec.width for spec in step)
             self.width += width
 
@@ -194,16 +176,16 @@ class Inception(nnx.Module):
     """Pictures to features."""
 
     def __init__(self, config: InceptionConfig, *, rngs: nnx.Rngs):
+        del rngs
         self.config = config
-        conv = functools.partial(ConvNorm, config=config, rngs=rngs)
-        self.Conv2d_1a_3x3 = conv(3, Conv("", 32, _THREE, 2), padding="VALID")
-        self.Conv2d_2a_3x3 = conv(32, Conv("", 32, _THREE), padding="VALID")
-        self.Conv2d_2b_3x3 = conv(32, Conv("", 64, _THREE), padding="SAME")
-        self.Conv2d_3b_1x1 = conv(64, Conv("", 80), padding="VALID")
-        self.Conv2d_4a_3x3 = conv(80, Conv("", 192, _THREE), padding="VALID")
+        self.Conv2d_1a_3x3 = Rectified(3, Conv("", 32, _THREE, 2), "VALID")
+        self.Conv2d_2a_3x3 = Rectified(32, Conv("", 32, _THREE), "VALID")
+        self.Conv2d_2b_3x3 = Rectified(32, Conv("", 64, _THREE))
+        self.Conv2d_3b_1x1 = Rectified(64, Conv("", 80), "VALID")
+        self.Conv2d_4a_3x3 = Rectified(80, Conv("", 192, _THREE), "VALID")
         width = 192
         for name, (chains, pool) in _BLOCKS.items():
-            block = Mixed(width, chains, pool, config, rngs)
+            block = Mixed(width, chains, pool)
             setattr(self, name, block)
             width = block.width
 
