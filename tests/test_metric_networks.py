@@ -4,6 +4,7 @@ The oracle of CLIP is `transformers`; of Inception it is `pytorch-fid`, run once
 for float32 sums in another order, of the largest feature for Inception, whose random weights know no scale.
 """
 
+import functools
 import json
 import pathlib
 
@@ -65,25 +66,39 @@ def pair(request, tmp_path_factory):
     return model, bundle.load_metric(home / "clip")
 
 
+def _measured(network: clip.CLIP, pictures, ids) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Vectors of pictures, vectors of captions, similarities."""
+    return _measured_jit(*nnx.split(network), pictures, ids)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _measured_jit(graph, state, pictures, ids):
+    network = nnx.merge(graph, state)
+    return network.image_features(pictures), network.text_features(ids), network(pictures, ids)
+
+
+def _pictures() -> np.ndarray:
+    return np.random.default_rng(2).standard_normal((2, 32, 32, 3)).astype(np.float32)
+
+
 def test_clip_gives_the_features_and_similarities_of_transformers(pair):
     model, ours = pair
-    pictures, ids = np.random.default_rng(2).standard_normal((2, 3, 32, 32)).astype(np.float32), _captions()
+    pictures, ids = _pictures(), _captions()
     with torch.no_grad():
-        given = {"input_ids": torch.tensor(ids), "pixel_values": torch.tensor(pictures)}
+        given = {"input_ids": torch.tensor(ids), "pixel_values": torch.tensor(pictures.transpose(0, 3, 1, 2).copy())}
         image = model.visual_projection(model.vision_model(given["pixel_values"]).pooler_output)
         text = model.text_projection(model.text_model(given["input_ids"]).pooler_output)
         logits = model(**given).logits_per_image
-    pictures = pictures.transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(ours.image_features(pictures), image, atol=1e-4)
-    np.testing.assert_allclose(ours.text_features(ids), text, atol=1e-4)
-    np.testing.assert_allclose(ours(pictures, ids), logits, atol=1e-4)
+    for found, expected in zip(_measured(ours, pictures, ids), (image, text, logits)):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_clip_reads_a_caption_up_to_its_end_and_sizes_are_checked(pair):
     _, ours = pair
-    ids = _captions()
-    padded = np.where(np.arange(POSITIONS) > 4, 7, ids)[:1]
-    np.testing.assert_array_equal(ours.text_features(ids[:1]), ours.text_features(padded))
+    ids, after = _captions(), np.array([[5], [10], [2]])
+    padded = np.where(np.arange(POSITIONS) < after, ids, 7)
+    for found, expected in zip(_measured(ours, _pictures(), padded), _measured(ours, _pictures(), ids)):
+        np.testing.assert_array_equal(found, expected)
     with pytest.raises(ValueError, match=r"must be \[B, 32, 32, 3\]"):
         ours.image_features(jnp.zeros((1, 24, 24, 3)))
     with pytest.raises(ValueError, match="at most 10 tokens, not 11"):
