@@ -7,6 +7,8 @@
     DIR/neighbours.npy  LANTERN's table, int32 [codes, k]; optional
 
 A bundle is written to a temporary directory beside its destination and renamed: a destination is never half a bundle.
+
+A network that measures pictures, CLIP or Inception, is kept in the same way, with {"metric"} as its only part.
 """
 
 import contextlib
@@ -28,9 +30,11 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from cascade_jax.decode import Prefix, Program
+from cascade_jax.models.clip import CLIP, CLIPConfig
 from cascade_jax.models.eagle import Eagle1, EagleConfig
 from cascade_jax.models.eagle3 import Eagle3, Eagle3Config
 from cascade_jax.models.families import TARGETS
+from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.t5 import T5Config, T5Encoder
 from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
@@ -54,8 +58,10 @@ KINDS: dict[str, dict[str, tuple[type, type]]] = {
     "vq": {"llamagen": (VQConfig, VQModel)},
     "drafter": {"eagle1": (EagleConfig, Eagle1), "eagle3": (Eagle3Config, Eagle3)},
     "text": {"t5": (T5Config, T5Encoder)},
+    "metric": {"clip": (CLIPConfig, CLIP), "inception": (InceptionConfig, Inception)},
 }
-FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder"}  # of Config, by part
+# The fields of Config and MetricConfig, by part.
+FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder", "metric": "metric"}
 
 
 class BundleError(ValueError):
@@ -90,6 +96,24 @@ class Config:
     cascade: dict[str, float] = dataclasses.field(default_factory=dict)
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     encoder: Any | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class MetricConfig:
+    """The config.json of a network that measures pictures.
+
+    Attributes:
+      metric: its sizes, of `KINDS`.
+      origin: as of `Config`.
+    """
+
+    metric: Any
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def kind(self) -> str:
+        """Which network it is."""
+        return _kind("metric", self.metric)
 
 
 @dataclasses.dataclass
@@ -227,7 +251,7 @@ class Writer:
                 copy = shutil.copytree if other.is_dir() else _link
                 copy(other, self.directory / other.name)
 
-    def finish(self, config: Config) -> None:
+    def finish(self, config: Config | MetricConfig) -> None:
         """Writes what is left, and config.json last of all."""
         self._flush()
         text = json.dumps({"format": FORMAT, **to_json(config)}, indent=2)
@@ -289,6 +313,34 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     config = read_config(directory)
     if dtype is None:
         dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    graphs, states, found = _filled(directory, config, dtype, placement)
+    del graphs
+    return Bundle(
+        config, {"drafter": None, "text": found.get(("text",)), **states}, neighbours=_neighbours(directory, config)
+    )
+
+
+def load_metric(directory: str | os.PathLike, dtype=jnp.float32) -> nnx.Module:
+    """Reads a network that measures pictures: a `CLIP` or an `Inception`.
+
+    Args:
+      dtype: of its floating-point parameters.
+
+    Raises:
+      BundleError: if there is none, or it is damaged.
+    """
+    directory = pathlib.Path(directory).absolute()
+    config = read_any_config(directory)
+    if not isinstance(config, MetricConfig):
+        raise BundleError(
+            f"{directory} is a model that draws, and one that measures is needed: {', '.join(KINDS['metric'])}"
+        )
+    graphs, states, _ = _filled(directory, config, dtype, None)
+    return nnx.merge(graphs["metric"], states["metric"])
+
+
+def _filled(directory: pathlib.Path, config: Config | MetricConfig, dtype, placement: Placement | None):
+    """Graph definitions and states of every part that is a module, and all arrays by path."""
     skeleton = _skeleton(config)
     wanted = {part: _flat(plain(state)) for part, (_, state) in skeleton.items()}
     try:
@@ -302,11 +354,11 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
                 name = ".".join((part, *path))
                 what = "lacks" if array is None else f"has the shape {array.shape} for"
                 raise BundleError(f"{directory} is damaged (convert or copy it again): it {what} {name}")
-    states: dict[str, Any] = {"drafter": None, "text": found.get(("text",))}
-    for part, (_, state) in skeleton.items():
+    graphs, states = {}, {}
+    for part, (graph, state) in skeleton.items():
         nnx.replace_by_pure_dict(state, restored_keys(_nested({p: found[(part, *p)] for p in wanted[part]})))
-        states[part] = state
-    return Bundle(config, states, neighbours=_neighbours(directory, config))
+        graphs[part], states[part] = graph, state
+    return graphs, states, found
 
 
 def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
@@ -381,7 +433,21 @@ def _first_line(error: Exception) -> str:
 
 
 def read_config(directory: str | os.PathLike) -> Config:
-    """A bundle's config.json.
+    """The config.json of a model that draws.
+
+    Raises:
+      BundleError: if it is missing, makes no sense, or is that of a network that measures.
+    """
+    config = read_any_config(directory)
+    if isinstance(config, MetricConfig):
+        raise BundleError(
+            f"{directory} is a network that measures pictures ({config.kind}), not a model that draws them"
+        )
+    return config
+
+
+def read_any_config(directory: str | os.PathLike) -> Config | MetricConfig:
+    """A bundle's config.json, whatever the bundle is for.
 
     Raises:
       BundleError: if it is missing or makes no sense.
@@ -449,9 +515,9 @@ def _sweep(directory: pathlib.Path) -> None:
         os.close(lock)
 
 
-def _skeleton(config: Config) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
+def _skeleton(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     """Graph definition and shapes of every part, without any memory."""
-    sizes = {part: getattr(config, field) for part, field in FIELDS.items()}
+    sizes = {part: getattr(config, field, None) for part, field in FIELDS.items()}
     return {part: _module(part, own) for part, own in sizes.items() if own is not None}
 
 
@@ -512,18 +578,22 @@ def _cast(stored, wanted):
     return wanted if jnp.issubdtype(stored, jnp.floating) else stored
 
 
-def to_json(config: Config) -> dict[str, Any]:
+def to_json(config: Config | MetricConfig) -> dict[str, Any]:
     """A configuration as config.json has it."""
     raw = dataclasses.asdict(config)
     for part, field in FIELDS.items():
-        if raw[field] is not None:
-            own = type(getattr(config, field))
-            raw[field] = {"kind": next(k for k, (c, _) in KINDS[part].items() if c is own), **raw[field]}
+        if raw.get(field) is not None:
+            raw[field] = {"kind": _kind(part, getattr(config, field)), **raw[field]}
     return raw
 
 
-def _from_json(raw: dict) -> Config:
-    if raw["family"] not in KINDS["target"]:
+def _kind(part: str, config: Any) -> str:
+    return next(kind for kind, (own, _) in KINDS[part].items() if own is type(config))
+
+
+def _from_json(raw: dict) -> Config | MetricConfig:
+    cls = MetricConfig if "metric" in raw else Config
+    if cls is Config and raw["family"] not in KINDS["target"]:
         known = ", ".join(KINDS["target"])
         raise BundleError(f"unknown model family {raw['family']!r}; this version knows: {known}")
     for part, field in FIELDS.items():
@@ -533,7 +603,7 @@ def _from_json(raw: dict) -> Config:
             if kind not in KINDS[part]:
                 raise BundleError(f"unknown {field} {kind!r}; this version knows: {', '.join(KINDS[part])}")
             raw[field] = _built(KINDS[part][kind][0], own)
-    return Config(**raw)
+    return cls(**raw)
 
 
 def _built(cls: type, raw: dict) -> Any:

@@ -18,14 +18,14 @@ class Convert:
     """Turn published PyTorch checkpoints into a model that the other commands load."""
 
     family: Annotated[Positional[str], arg(metavar="FAMILY")]
-    """llamagen, lumina-mgpt, anole, janus; or auto, to go by the files"""
+    """llamagen, lumina-mgpt, anole, janus; clip or inception, which measure pictures; or auto, to go by the files"""
     paths: Annotated[Positional[tuple[pathlib.Path, ...]], arg(metavar="SOURCE... DEST", help_behavior_hint="")] = ()
     """files and folders as downloaded, in any order: the model, its picture tokenizer, its text encoder, a drafter; and
     last the folder to write"""
     dtype: Annotated[str | None, arg(metavar="bf16|fp32|stored", help_behavior_hint="(default: bf16 from 3B on)")] = (
         None
     )
-    """of the weights; the picture tokenizer keeps its own"""
+    """of the weights; picture tokenizers and what measures pictures keep their own"""
     pixels: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: from the files)")] = None
     """side of the pictures, where neither the files nor their names say it"""
 
@@ -57,7 +57,7 @@ class Info:
             from cascade_jax import bundle, pipeline
 
             directory = pipeline.folder(self.model)
-            config = bundle.read_config(directory)
+            config = bundle.read_any_config(directory)
             found = describe(config, bundle.stored(directory))
             found["neighbours"] = _width(directory / bundle.NEIGHBOURS)
         print(json.dumps(found, indent=2) if self.json else "\n".join(_lines(found)))

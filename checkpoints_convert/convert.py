@@ -22,7 +22,7 @@ from checkpoints_convert.table import Step, make, plan, present
 VERSION = 1
 DTYPES = {"bf16": np.dtype(ml_dtypes.bfloat16), "fp32": np.dtype(np.float32), "stored": None}
 LARGE = 3_000_000_000  # parameters; targets of this size are stored in bfloat16 unless told otherwise
-_ORDER = ("vq", "target", "drafter", "text")
+_ORDER = ("vq", "target", "drafter", "text", "metric")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +49,7 @@ def convert(
     pixels: int | None = None,
     say: Callable[[str], None] = lambda _: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> bundle.Config:
+) -> bundle.Config | bundle.MetricConfig:
     """Converts published checkpoints to a bundle.
 
     Args:
@@ -58,7 +58,7 @@ def convert(
         encoder, a drafter. What is what is told from their tensors.
       destination: the bundle's folder. It appears whole or not at all; a bundle that is there is replaced.
       dtype: of target, drafter and text encoder: "bf16", "fp32", or "stored". None is "bf16" from 3 billion parameters
-        on and else "stored". The picture tokenizer keeps its own.
+        on and else "stored". A picture tokenizer, and a network that measures, keep their own.
       pixels: the picture's side, where neither the files nor their names say it.
       say: called with notes and warnings.
       progress: called with (bytes written, bytes in all).
@@ -159,10 +159,10 @@ def _family(name: str, opened: Sequence[Source]) -> Family:
     if not fitting:
         raise ConvertError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}, auto")
     fitting = [family for family in fitting if all(recognise(family, source) for source in opened)]
-    is_target = lambda family, source: any(layout.part == "target" for layout in recognise(family, source))
-    fitting = [family for family in fitting if any(is_target(family, source) for source in opened)]
+    is_main = lambda family, source: any(layout.part in ("target", "metric") for layout in recognise(family, source))
+    fitting = [family for family in fitting if any(is_main(family, source) for source in opened)]
     if len(fitting) > 1:  # fine-tunes of one architecture
-        names = [str(source.path.absolute()).lower() for source in opened if is_target(fitting[0], source)]
+        names = [str(source.path.absolute()).lower() for source in opened if is_main(fitting[0], source)]
         fitting = [family for family in fitting if any(family.name in name for name in names)]
     if len(fitting) != 1:
         raise ConvertError(f"the files do not tell the family: name one of {', '.join(FAMILIES)}")
@@ -215,7 +215,7 @@ def planned(layout: Format, source: Source, known: Known) -> Part:
 
 
 def _dtype(name: str, part: Part, dtype: str | None) -> np.dtype | None:
-    if name == "vq":
+    if name in ("vq", "metric"):
         return None
     return DTYPES[dtype or ("bf16" if part.parameters >= LARGE else "stored")]
 

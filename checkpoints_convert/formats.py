@@ -28,7 +28,7 @@ class Format:
 
     Attributes:
       name: for people.
-      part: "target", "vq", "drafter" or "text".
+      part: "target", "vq", "drafter" or "text"; "metric" for a network that measures pictures.
       signature: name patterns that all occur in such a checkpoint and tell it from others.
       configure: the part's configuration from shapes and settings.
       rules: the table, for a configuration.
@@ -60,7 +60,7 @@ class Family:
     name: str
     formats: tuple[Format, ...]
     required: tuple[str, ...]
-    assemble: Callable[[Mapping[str, Any]], bundle.Config]
+    assemble: Callable[[Mapping[str, Any]], bundle.Config | bundle.MetricConfig]
     architecture: str | None = None
 
     def is_a(self, name: str) -> bool:

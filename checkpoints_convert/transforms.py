@@ -30,6 +30,11 @@ def stacked(*weights: np.ndarray) -> np.ndarray:
     return np.stack([weight.T for weight in weights], axis=1)
 
 
+def rows(*biases: np.ndarray) -> np.ndarray:
+    """Several [out] -> [number, out], the biases of `stacked`."""
+    return np.stack(biases)
+
+
 @functools.cache
 def qkv(heads: int, kv_heads: int) -> Callable[..., np.ndarray]:
     """q [H D, d], k [K D, d], v [K D, d], or all three as one tensor in this order -> [d, K, H/K + 2, D]."""

@@ -377,3 +377,18 @@ CHAMELEON_DRAFTER_SETTINGS = {
     "rope_theta": 10000.0,
 }
 JANUS_DRAFTER_SETTINGS = {"num_attention_heads": 4, "num_key_value_heads": 4, "rms_norm_eps": 1e-6}
+
+
+def inception(shapes: dict[str, tuple[int, ...]]) -> Tensors:
+    """The layout of pt_inception-2015-12-05-6726825d.pth, whose `shapes` are in golden/inception.npz. The kernels are
+    large enough that features still depend on the picture."""
+
+    def made(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        if not shape:
+            return np.zeros((), np.int64)  # batches that were counted
+        values = tensor(name, *shape)
+        if name.endswith("running_var"):
+            return np.exp(values)
+        return np.float32(1.5) * values if len(shape) == 4 else values
+
+    return {name: made(name, tuple(shape)) for name, shape in shapes.items()}
