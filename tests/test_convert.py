@@ -194,8 +194,8 @@ def test_every_rule_of_every_table_is_used():
             assert any(table.present(rule.path, [path]) for path in paths), rule
 
 
-def test_the_picture_tokenizer_of_another_family_is_told(tmp_path):
-    assert recognise(families.FAMILIES["llamagen"], sources.open_source(_unknown(tmp_path))) is None
+def test_a_file_of_no_known_kind_has_no_format(tmp_path):
+    assert recognise(families.FAMILIES["llamagen"], sources.open_source(_unknown(tmp_path))) == []
 
 
 def _unknown(tmp_path):

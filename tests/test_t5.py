@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoder(folder):
     source = sources.open_source(folder)
-    layout = recognise(families.FAMILIES["llamagen"], source)
+    (layout,) = recognise(families.FAMILIES["llamagen"], source)
     assert layout.part == "text"
     part = planned(layout, source, Known({}))
     graph, state = bundle._module("text", part.config)
