@@ -1,4 +1,4 @@
-"""README's commands for published models, run as they stand, on small checkpoints in the published formats."""
+"""README's commands for published models, run as they stand there, on small checkpoints in the published formats."""
 
 import json
 import pathlib
