@@ -119,6 +119,22 @@ def janus(seed: int = 0) -> transformers.JanusForConditionalGeneration:
     return model
 
 
+def clip(end: int, seed: int = 0) -> transformers.CLIPModel:
+    """50 tokens, of which 48 starts and 49 ends a caption of at most 10; `end` is what the settings call the latter."""
+    text = {
+        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "max_position_embeddings": 10, "bos_token_id": 48, "eos_token_id": end, "pad_token_id": 1,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 5, "image_size": 32,
+        "patch_size": 8,
+    }  # fmt: skip
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
+    model = _random(transformers.CLIPModel(config), seed)
+    model.logit_scale.data = torch.tensor(4.6052)
+    return model
+
+
 def _random(model, seed: int):
     """Weights large enough that every token and position matters, norms away from one and biases from zero."""
     rng = np.random.default_rng(seed)

@@ -15,7 +15,6 @@ import oracles
 import published
 import pytest
 import torch
-import transformers
 from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
@@ -26,21 +25,6 @@ from checkpoints_convert import ConvertError, convert
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FAST = {"xla_backend_optimization_level": 0}
 START, END, POSITIONS = 48, 49, 10
-
-
-def _clip(end: int, seed: int = 0) -> transformers.CLIPModel:
-    text = {
-        "vocab_size": 50, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "max_position_embeddings": POSITIONS, "bos_token_id": START, "eos_token_id": end, "pad_token_id": 1,
-    }  # fmt: skip
-    vision = {
-        "hidden_size": 40, "intermediate_size": 56, "num_hidden_layers": 2, "num_attention_heads": 5, "image_size": 32,
-        "patch_size": 8,
-    }  # fmt: skip
-    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)
-    model = oracles._random(transformers.CLIPModel(config), seed)
-    model.logit_scale.data = torch.tensor(4.6052)
-    return model
 
 
 def _captions() -> np.ndarray:
@@ -55,7 +39,7 @@ def _captions() -> np.ndarray:
 @pytest.fixture(scope="module", params=[END, 2], ids=["end token named", "end token as published"])
 def pair(request, tmp_path_factory):
     """A CLIP of `transformers`, and the same converted."""
-    home, model = tmp_path_factory.mktemp("clip"), _clip(request.param)
+    home, model = tmp_path_factory.mktemp("clip"), oracles.clip(request.param)
     oracles.save(model, home / "source")
     if request.param == 2:  # the published file is a pickle, with positions among the weights
         weights = {name: value.numpy() for name, value in model.state_dict().items()}
@@ -180,7 +164,7 @@ def test_what_is_no_such_network_is_told_apart(network, tmp_path):
     file = network.parent / "pt_inception-2015-12-05-6726825d.pth"
     with pytest.raises(ConvertError, match=r"is no part of clip: it looks like Inception-v3 \(inception\)"):
         convert("clip", [file], tmp_path / "out")
-    other = _clip(END)
+    other = oracles.clip(END)
     other.config.vision_config.hidden_act = "gelu"
     oracles.save(other, tmp_path / "other")
     with pytest.raises(ConvertError, match="is a CLIP with gelu, and OpenAI's have quick_gelu"):
