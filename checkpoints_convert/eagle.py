@@ -27,6 +27,7 @@ def llama_blocks(prefix: str, block: BlockConfig) -> Sequence[Rule]:
             Rule(f"{layer}.self_attn.{x[0]}_norm.{theirs}", f"blocks.{{}}.attention.{x}_norm.{ours}", head_norm(own))
             for x, own in (("query", heads), ("key", kv_heads))
             for theirs, ours in (("weight", "scale"), ("bias", "bias"))
+            if block.qk_norm
         ),
         Rule(f"{layer}.self_attn.o_proj.weight", "blocks.{}.attention.out.kernel", linear),
         Rule(f"{layer}.post_attention_layernorm.weight", "blocks.{}.ffn_norm.scale"),

@@ -242,8 +242,15 @@ def test_what_is_missing_is_named(hub, tmp_path):
         convert("janus", sources(hub, "lumina-mgpt"), tmp_path / "model")
     lonely = published.write_pickle(tmp_path / "alone" / "consolidated.00.pth", meta(shared_norms(oracles.chameleon())))
     with pytest.raises(ConvertError, match="text_tokenizer"):
-        convert("anole", [lonely, sources(hub, "anole")[1]], tmp_path / "model")
+        bare = published.write_pickle(tmp_path / "alone" / "vqgan.ckpt", published.vqgan(**SMALL), "state_dict")
+        convert("anole", [lonely, bare], tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_vocabulary_beside_the_vqgan_serves_a_model_without_one(hub, tmp_path):
+    lonely = published.write_pickle(tmp_path / "7b" / "consolidated.00.pth", meta(shared_norms(oracles.chameleon())))
+    convert("anole", [lonely, sources(hub, "anole")[1]], tmp_path / "model")
+    assert (tmp_path / "model" / "text" / "tokenizer.json").is_file()
 
 
 def test_the_name_tells_fine_tunes_of_one_architecture_apart(hub, tmp_path):
