@@ -16,7 +16,15 @@ import numpy as np
 from cascade_jax import bundle
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.formats import Family, Format, Known
-from checkpoints_convert.sources import TOKENIZERS, ConvertError, Source, Tensor, open_source, open_sources
+from checkpoints_convert.sources import (
+    SENTENCEPIECE,
+    TOKENIZERS,
+    ConvertError,
+    Source,
+    Tensor,
+    open_source,
+    open_sources,
+)
 from checkpoints_convert.table import Step, make, plan, present
 
 VERSION = 1
@@ -147,6 +155,8 @@ def writing(
                     progress(done, total)
                 if part.format.tokenizer and (tokenizer := part.source.beside(TOKENIZERS)):
                     writer.copy(tokenizer, "text/tokenizer.json")
+                elif part.format.tokenizer and (tokenizer := part.source.beside(SENTENCEPIECE)):
+                    writer.copy(tokenizer, "text/spiece.model")
             listed = {str(file.name): digests[file].result() for file in files}
             yield writer, {"converter": VERSION, "files": listed}
 

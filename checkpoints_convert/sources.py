@@ -24,6 +24,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 WHOLE = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")
+SENTENCEPIECE = ("spiece.model",)  # T5's tokenizer as it was trained, where no tokenizer.json was made of it
 CODES = "vocabulary.codes"  # not a tensor of any file: see `Source`
 NESTED = ("model", "module", "state_dict")  # keys under which training scripts keep the weights, first found first
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import published
 import pytest
+import sentencepiece
 import torch
 import transformers
 from flax import nnx
@@ -101,6 +102,20 @@ def test_flan_t5_xl_has_its_published_number_of_parameters():
 def test_a_missing_tokenizer_is_named(encoder, tmp_path):
     with pytest.raises(bundle.BundleError, match="lacks its tokenizer"):
         t5.reader(encoder, tmp_path / "tokenizer.json")(["a cat"])
+
+
+def test_captions_are_read_by_the_trained_tokenizer_where_there_is_no_other(encoder, folder, tmp_path):
+    corpus = ["a red ball on gravel under a cloudy sky", "two small blue cubes stand on the grass at sunset"] * 5
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(corpus), model_prefix=str(tmp_path / "spiece"), vocab_size=30, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, minloglevel=2,
+    )  # fmt: skip
+    words = t5._tokenizer(tmp_path / "tokenizer.json", 12)
+    reference = transformers.T5Tokenizer.from_pretrained(tmp_path)
+    for caption in ("a red ball, on the grass", "two cubes " * 9):
+        assert words(caption) == reference(caption, max_length=12, truncation=True).input_ids
+    (prompt,) = t5.reader(encoder, tmp_path / "tokenizer.json", slots=12)(["a red ball"])
+    assert prompt.features.shape == (12, 32)
 
 
 def test_classes_are_numbers_in_range():

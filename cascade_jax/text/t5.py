@@ -117,7 +117,7 @@ def reader(
 
     Args:
       encoder: a `models.t5.T5Encoder`.
-      tokenizer: T5's tokenizer.json.
+      tokenizer: T5's tokenizer.json; where there is none, the spiece.model beside it is read.
       slots: features of a caption; longer captions are cut.
 
     The function raises a BundleError where the tokenizer library or the file is missing.
@@ -129,7 +129,7 @@ def reader(
         ids = np.zeros((len(captions), slots), np.int32)  # 0 is T5's padding
         mask = np.zeros((len(captions), slots), bool)
         for row, caption in enumerate(captions):
-            found = words().encode(clean(caption)).ids
+            found = words()(clean(caption))
             ids[row, : len(found)], mask[row, : len(found)] = found, True
         features = _encode(graph, state, jnp.asarray(ids), jnp.asarray(mask))
         return [left_padded(f, m) for f, m in zip(features, mask)]
@@ -137,17 +137,27 @@ def reader(
     return read
 
 
-def _tokenizer(file: pathlib.Path, slots: int):
+def _tokenizer(file: pathlib.Path, slots: int) -> Callable[[str], list[int]]:
+    """From text to at most `slots` ids, the last the end's, by tokenizer.json or the spiece.model beside it."""
+    if not file.is_file() and (trained := file.with_name("spiece.model")).is_file():
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise BundleError(_INSTALL.format("the sentencepiece library")) from error
+        pieces = SentencePieceProcessor(model_file=str(trained))
+        return lambda text: [*pieces.encode(text)[: slots - 1], pieces.eos_id()]
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise BundleError(_INSTALL.format("the tokenizers library")) from error
     if not file.is_file():
-        raise BundleError(f"the text encoder lacks its tokenizer, {file}: convert it with its tokenizer.json")
+        raise BundleError(
+            f"the text encoder lacks its tokenizer, {file}: convert it with its tokenizer.json or spiece.model"
+        )
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()
     tokenizer.enable_truncation(slots)
-    return tokenizer
+    return lambda text: tokenizer.encode(text).ids
 
 
 @functools.partial(jax.jit, static_argnums=0)
