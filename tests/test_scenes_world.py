@@ -218,6 +218,52 @@ def test_one_thing_leaves_the_second_things_slots_unsaid():
     }
 
 
+def test_conditions_lose_nothing_and_say_the_same_of_either_thing():
+    rng = np.random.default_rng(6)
+    ids = np.stack([encode(parse(describe(sample_scene(rng), rng))) for _ in range(1000)])
+    rows = np.asarray(captions.condition_ids(ids))
+    assert rows.shape == (1000, captions.CONDITION_SLOTS)
+    assert rows.min() >= 0 and rows.max() < captions.NUM_CONDITIONS
+    assert len(np.unique(rows, axis=0)) == len(np.unique(ids, axis=0))
+    alone, second = (
+        np.asarray(captions.condition_ids(encode(parse(text))))
+        for text in ("a small red ball on the right", "a cone on the left and a small red ball on the right")
+    )
+    np.testing.assert_array_equal(alone[2:5], second[5:])
+    assert len({*alone[2:]}) == 6  # no row says both what is there and that nothing is
+    # a place not said, and said, are different rows of the same colour; another colour is another row
+    unplaced, blue = (np.asarray(captions.condition_ids(encode(parse(f"a {x}"))))[3] for x in ("red ball", "blue ball"))
+    assert len({alone[3], unplaced, blue}) == 3
+
+
+def test_caption_features_are_rows_of_the_table():
+    ids = encode(parse("a red ball on sand"))
+    table = np.arange(captions.NUM_CONDITIONS * 2).reshape(-1, 2)
+    np.testing.assert_array_equal(captions.features(table, ids), table[np.asarray(captions.condition_ids(ids))])
+    older = np.arange(captions.NUM_IDS * 2).reshape(-1, 2)
+    np.testing.assert_array_equal(captions.features(older, ids), older[ids])
+
+
+def test_cover_is_where_the_things_are():
+    thing = Thing("ball", "red", "large", "left")
+    scene = Scene("grass", "clear", (thing,))
+    picture, cover = world.render_and_cover(scene, np.random.default_rng(3))
+    np.testing.assert_array_equal(picture, render(scene, np.random.default_rng(3)))
+    assert cover.min() == 0 and cover.max() == 1
+    seen = _footprint(thing, scene, 3)
+    assert np.mean(cover[seen] > 0) > 0.99 and np.mean(seen[cover > 0.9]) > 0.9
+
+
+def test_scenes_that_differ_in_their_things_share_all_else():
+    one, other = (
+        Scene("gravel", "cloudy", (Thing("ball", colour, "small", place),))
+        for colour, place in (("red", "left"), ("white", "right"))
+    )
+    (first, here), (second, there) = (world.render_and_cover(s, np.random.default_rng(8)) for s in (one, other))
+    np.testing.assert_array_equal(first[:40], second[:40])  # the sky
+    assert np.mean(np.all(first == second, axis=-1)[(here == 0) & (there == 0)]) > 0.8  # all but the shadows
+
+
 def test_encode_refuses_what_is_not_of_the_world():
     with pytest.raises(ValueError, match="colour1 cannot be 'pink'"):
         encode(Attributes(None, None, (Thing("ball", "pink"),)))
