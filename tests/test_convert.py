@@ -134,6 +134,31 @@ def test_parameters_go_to_the_sharding_that_is_asked_for(converted):
     assert seen["target.embedding"] == (published.CODES, published.DIM)
 
 
+SHARDED = """
+import sys, jax
+from cascade_jax import bundle
+mesh = jax.make_mesh((4,), ("x",))
+def placement(path, shape):
+    axis = next((i for i, size in enumerate(shape) if size % 4 == 0), None)
+    spec = [None] * len(shape)
+    if axis is not None:
+        spec[axis] = "x"
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+for leaf in jax.tree.leaves(bundle.load(sys.argv[1], placement=placement).params["target"]):
+    local = leaf.addressable_shards[0].data.size
+    assert len(leaf.addressable_shards) == 4 and local * (4 if any(n % 4 == 0 for n in leaf.shape) else 1) == leaf.size
+print("sharded")
+"""
+
+
+def test_parameters_are_spread_over_the_devices_asked_for(converted):
+    devices = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    ran = subprocess.run(
+        [sys.executable, "-c", SHARDED, str(converted)], env={**os.environ, **devices}, capture_output=True, text=True
+    )
+    assert ran.stdout.strip() == "sharded", ran.stderr
+
+
 @pytest.mark.parametrize("nest", ["model", "module", "state_dict", None])
 def test_weights_are_found_under_the_names_of_training_scripts(nest, tmp_path):
     import argparse
