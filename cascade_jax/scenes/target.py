@@ -38,7 +38,7 @@ TARGET = LlamaGenConfig(
 )
 CONDITION_DROPOUT = 0.1
 THING_WEIGHT = 4.0
-BLIND = 0.25
+BLIND = 0.25  # share of the rows that see only part of the codes before
 DECAY = 0.4  # share of the steps in which the learning rate falls
 
 
@@ -133,7 +133,8 @@ def train_target(
 
     Every other batch comes with all there is to say of its scenes, the others with what a random caption says. Before
     the learning rate decays, codes that show part of a thing weigh more: what a caption says of things decides few
-    tokens, and is learned last.
+    tokens, and is learned last. For the same reason a quarter of the rows see only part of the codes before: where the
+    neighbours are hidden, the caption has to tell.
     """
     codes = code_features(tokenizer.codebook())
     graphdef, params = init(config, seed, codes.shape[1])
