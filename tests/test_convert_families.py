@@ -190,6 +190,7 @@ def lumina(hub, tmp_path_factory) -> bundle.Bundle:
     return cj.load(place)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "length"), [("lumina-mgpt", 21), ("anole", 16), ("janus", 16)])
 def test_from_files_to_pictures_by_every_method(hub, tmp_path, family, length):
     config = convert(family, sources(hub, family), tmp_path / "model", pixels=64)

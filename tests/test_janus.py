@@ -102,6 +102,7 @@ def test_bfloat16_stays_within_its_rounding(reference, saved, vq):
         np.testing.assert_allclose(logits[row], want, atol=0.1)
 
 
+@pytest.mark.slow
 def test_greedy_tokens_are_those_of_transformers_generate_with_guidance(reference, model):
     alone, speculative = oracles.drawn(model, PROMPTS, trees.ROOT, GREEDY), oracles.drawn(model, PROMPTS, TREE, GREEDY)
     for row, ids in enumerate(prefix_rows(model)[:2]):
