@@ -22,8 +22,8 @@ from flax import nnx
 from cascade_jax.decode import Prefix, at_tokens, teacher_forced
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.vq import VQModel
-from cascade_jax.scenes import captions, world
-from cascade_jax.scenes.data import scene_batch
+from cascade_jax.scenes import captions
+from cascade_jax.scenes.data import renderers, scene_batch
 from cascade_jax.training import loop
 
 TARGET = LlamaGenConfig(
@@ -38,7 +38,7 @@ TARGET = LlamaGenConfig(
 )
 CONDITION_DROPOUT = 0.1
 THING_WEIGHT = 4.0
-BLIND = 0.25  # share of the rows that see only part of the codes before
+BLIND = 0.25  # share of the rows that see only part of the codes before, once the network has learned to see
 DECAY = 0.4  # share of the steps in which the learning rate falls
 
 
@@ -68,15 +68,18 @@ def fold(params: dict, features: jax.Array) -> dict:
     return {"target": state, "text": params["text"]}
 
 
-def loss(graphdef, features, params, batch, key) -> tuple[jax.Array, dict]:
-    """Mean cross-entropy (nats) of the codes, weighed by batch["weights"]; every tenth row is unconditional."""
+def loss(graphdef, features, params, batch, key, *, dtype=jnp.float32) -> tuple[jax.Array, dict]:
+    """Mean cross-entropy (nats) of the codes, weighed by batch["weights"]; every tenth row is unconditional.
+
+    The network computes in `dtype`, from float32 parameters to float32 logits.
+    """
     params, codes = fold(params, features), batch["codes"]
     drop_key, *blind_keys = jax.random.split(key, 4)
-    blind = jax.random.bernoulli(blind_keys[0], BLIND, (len(codes), 1))
+    blind = jax.random.bernoulli(blind_keys[0], batch["blind"], (len(codes), 1))
     hidden = jax.random.uniform(blind_keys[1], codes.shape) < jax.random.uniform(blind_keys[2], blind.shape, minval=0.5)
     seen = jnp.where(blind & hidden, len(features), codes)
     table = params["target"]["embedding"]
-    table.set_value(jnp.pad(table[...], ((0, 1), (0, 0))))  # what a hidden code looks like: nothing
+    table.set_value(jnp.pad(table[...], ((0, 1), (0, 0))).astype(dtype))  # what a hidden code looks like: nothing
     model = nnx.merge(graphdef, params["target"])
     conditional = model.condition(captions.features(params["text"], batch["ids"]))
     drop = jax.random.bernoulli(drop_key, CONDITION_DROPOUT, (len(conditional), 1, 1))
@@ -90,7 +93,7 @@ def loss(graphdef, features, params, batch, key) -> tuple[jax.Array, dict]:
     return jnp.sum(nats * batch["weights"]) / jnp.sum(batch["weights"]), metrics | {"nats": jnp.mean(nats)}
 
 
-def optimizer(steps: int, rate: float = 0.004, adam_rate: float = 1.5e-3) -> optax.GradientTransformation:
+def optimizer(steps: int, rate: float, adam_rate: float) -> optax.GradientTransformation:
     """Muon on the blocks' matrices, Adam on the rest; warm-up, constant, linear decay at the end."""
     shape = optax.join_schedules(
         [
@@ -127,43 +130,59 @@ def optimizer(steps: int, rate: float = 0.004, adam_rate: float = 1.5e-3) -> opt
 
 
 def train_target(
-    folder, tokenizer: VQModel, *, steps: int = 3800, batch: int = 8, seed: int = 0, config=TARGET
+    folder,
+    tokenizer: VQModel,
+    *,
+    steps: int = 3600,
+    batch: int = 8,
+    seed: int = 0,
+    rate: float = 0.004,
+    adam_rate: float = 1.5e-3,
+    config: LlamaGenConfig = TARGET,
 ) -> dict:
     """Trains the target on renders tokenised by `tokenizer`: {"target": LlamaGen's state, "text": caption table}.
 
-    Every other batch comes with all there is to say of its scenes, the others with what a random caption says. Before
-    the learning rate decays, codes that show part of a thing weigh more: what a caption says of things decides few
-    tokens, and is learned last. For the same reason a quarter of the rows see only part of the codes before: where the
-    neighbours are hidden, the caption has to tell.
+    Half of a batch comes with all there is to say of its scenes, the others with what a random caption says. What a
+    caption says of things decides few tokens and would be learned last, so the network learns blind first: rows see
+    half of the codes before or fewer, and where the neighbours are hidden, the caption has to tell. Then ever more rows
+    see everything; a quarter of them stays blind, and codes that show part of a thing weigh more, until the learning
+    rate decays.
     """
     codes = code_features(tokenizer.codebook())
     graphdef, params = init(config, seed, codes.shape[1])
     vq_graphdef, vq_state = nnx.split(tokenizer)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
     @jax.jit
     def encode(images):
         model = nnx.merge(vq_graphdef, vq_state)
         return model.encode_codes(images.astype(jnp.float32) / 127.5 - 1).reshape(len(images), -1)
 
-    cell = world.PIXELS // config.grid
-
     def make_batch(step):
-        rows = scene_batch(seed, step, batch, complete=step % 2 == 0)
-        things = rows["cover"].reshape(batch, config.grid, -1, config.grid, cell).max((2, 4)).reshape(batch, -1) > 0.1
-        weights = np.where(things & (step < (1 - DECAY) * steps), THING_WEIGHT, 1.0).astype(np.float32)
-        return {"codes": encode(rows["images"]), "ids": rows["ids"], "weights": weights}
+        complete = (np.arange(batch) + step) % 2 == 0
+        rows = scene_batch(seed, step, batch, complete=complete, pool=renderers())
+        progress = step / steps
+        decaying = progress >= 1 - DECAY
+        cells = rows["cover"].reshape(batch, config.grid, -1, config.grid, rows["cover"].shape[1] // config.grid)
+        things = cells.max((2, 4)).reshape(batch, -1) > 0.1
+        return {
+            "codes": encode(rows["images"]),
+            "ids": rows["ids"],
+            "weights": np.where(things & ~decaying, THING_WEIGHT, 1.0).astype(np.float32),
+            "blind": np.float32(0 if decaying else np.interp(progress, (0.05, 0.25), (1, BLIND))),
+        }
 
     params = loop.fit(
-        functools.partial(loss, graphdef, codes),
+        functools.partial(loss, graphdef, codes, dtype=dtype),
         params,
-        optimizer(steps),
+        optimizer(steps, rate, adam_rate),
         make_batch,
         steps=steps,
         folder=folder,
         seed=seed,
         save_every=100,
         title="target",
-        settings={"batch": batch, "config": dataclasses.asdict(config)},
+        settings={"batch": batch, "rate": rate, "adam_rate": adam_rate, "config": dataclasses.asdict(config)},
     )
     return fold(params, codes)
 
