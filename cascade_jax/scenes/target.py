@@ -27,13 +27,14 @@ from cascade_jax.scenes.data import renderers, scene_batch
 from cascade_jax.training import loop
 
 TARGET = LlamaGenConfig(
-    dim=192,
+    dim=128,
     layers=8,
-    heads=3,
+    heads=2,
     image_tokens=256,
     vocab_size=4096,
     condition_tokens=captions.CONDITION_SLOTS,
     caption_dim=64,
+    ffn_multiple=64,
     condition_keys=True,
 )
 CONDITION_DROPOUT = 0.1
@@ -133,7 +134,7 @@ def train_target(
     folder,
     tokenizer: VQModel,
     *,
-    steps: int = 3600,
+    steps: int = 4000,
     batch: int = 8,
     seed: int = 0,
     rate: float = 0.004,
