@@ -462,7 +462,7 @@ def read_any_config(directory: str | os.PathLike) -> Config | MetricConfig:
         return _from_json(raw)
     except BundleError:
         raise
-    except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+    except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path} is damaged: {error}") from error
 
 

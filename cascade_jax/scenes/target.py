@@ -39,7 +39,7 @@ TARGET = LlamaGenConfig(
 )
 CONDITION_DROPOUT = 0.1
 THING_WEIGHT = 4.0
-BLIND = 0.25  # share of the rows that see only part of the codes before, once the network has learned to see
+BLIND = 0.4  # share of the rows that do not see the codes of things, once the network has learned to see
 DECAY = 0.4  # share of the steps in which the learning rate falls
 
 
@@ -72,18 +72,16 @@ def fold(params: dict, features: jax.Array) -> dict:
 def loss(graphdef, features, params, batch, key, *, dtype=jnp.float32) -> tuple[jax.Array, dict]:
     """Mean cross-entropy (nats) of the codes, weighed by batch["weights"]; every tenth row is unconditional.
 
-    The network computes in `dtype`, from float32 parameters to float32 logits.
+    A code of batch["hidden"] is to be predicted like any other, but those behind it do not see it. The network computes
+    in `dtype`, from float32 parameters to float32 logits.
     """
     params, codes = fold(params, features), batch["codes"]
-    drop_key, *blind_keys = jax.random.split(key, 4)
-    blind = jax.random.bernoulli(blind_keys[0], batch["blind"], (len(codes), 1))
-    hidden = jax.random.uniform(blind_keys[1], codes.shape) < jax.random.uniform(blind_keys[2], blind.shape, minval=0.5)
-    seen = jnp.where(blind & hidden, len(features), codes)
+    seen = jnp.where(batch["hidden"], len(features), codes)
     table = params["target"]["embedding"]
     table.set_value(jnp.pad(table[...], ((0, 1), (0, 0))).astype(dtype))  # what a hidden code looks like: nothing
     model = nnx.merge(graphdef, params["target"])
     conditional = model.condition(captions.features(params["text"], batch["ids"]))
-    drop = jax.random.bernoulli(drop_key, CONDITION_DROPOUT, (len(conditional), 1, 1))
+    drop = jax.random.bernoulli(key, CONDITION_DROPOUT, (len(conditional), 1, 1))
     condition = jnp.where(drop, model.unconditional(len(conditional)), conditional)
     prefix = Prefix(condition, condition, jnp.full(len(condition), condition.shape[1]))
     logits = model.logits(at_tokens(teacher_forced(model, prefix, seen), prefix, seen.shape[1]))
@@ -130,11 +128,22 @@ def optimizer(steps: int, rate: float, adam_rate: float) -> optax.GradientTransf
     )
 
 
+def hide(rng: np.random.Generator, things: np.ndarray, share: float) -> np.ndarray:
+    """Which codes, bool [B, g, g], the network does not see; given where things are, bool [B, g, g].
+
+    About `share` of the rows are blind to their things, to the codes around them, and to up to half of the others.
+    """
+    padded = np.pad(things, ((0, 0), (1, 1), (1, 1)))
+    around = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (1, 2)).any((3, 4))
+    other = rng.random(things.shape) < rng.uniform(0, 0.5, (len(things), 1, 1))
+    return (around | other) & (rng.random((len(things), 1, 1)) < share)
+
+
 def train_target(
     folder,
     tokenizer: VQModel,
     *,
-    steps: int = 4000,
+    steps: int = 3600,
     batch: int = 8,
     seed: int = 0,
     rate: float = 0.004,
@@ -144,9 +153,9 @@ def train_target(
     """Trains the target on renders tokenised by `tokenizer`: {"target": LlamaGen's state, "text": caption table}.
 
     Half of a batch comes with all there is to say of its scenes, the others with what a random caption says. What a
-    caption says of things decides few tokens and would be learned last, so the network learns blind first: rows see
-    half of the codes before or fewer, and where the neighbours are hidden, the caption has to tell. Then ever more rows
-    see everything; a quarter of them stays blind, and codes that show part of a thing weigh more, until the learning
+    caption says of things decides few of a picture's codes, and would be learned last: some 7 of 1,000 nats. So the
+    network learns blind first: the codes of things are hidden, so that only the caption can tell what follows. Then
+    ever more rows see everything; some stay blind, and codes that show part of a thing weigh more, until the learning
     rate decays.
     """
     codes = code_features(tokenizer.codebook())
@@ -165,12 +174,13 @@ def train_target(
         progress = step / steps
         decaying = progress >= 1 - DECAY
         cells = rows["cover"].reshape(batch, config.grid, -1, config.grid, rows["cover"].shape[1] // config.grid)
-        things = cells.max((2, 4)).reshape(batch, -1) > 0.1
+        things = cells.max((2, 4)) > 0.1
+        blind = 0 if decaying else np.interp(progress, (0.08, 0.3), (1, BLIND))
         return {
             "codes": encode(rows["images"]),
             "ids": rows["ids"],
-            "weights": np.where(things & ~decaying, THING_WEIGHT, 1.0).astype(np.float32),
-            "blind": np.float32(0 if decaying else np.interp(progress, (0.05, 0.25), (1, BLIND))),
+            "weights": np.where(things & ~decaying, THING_WEIGHT, 1.0).astype(np.float32).reshape(batch, -1),
+            "hidden": hide(np.random.default_rng((seed, step)), things, blind).reshape(batch, -1),
         }
 
     params = loop.fit(
