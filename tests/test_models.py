@@ -1,7 +1,11 @@
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small
 from flax import nnx
 from tiny import FAST, make
 
@@ -169,6 +173,17 @@ def test_llamagens_rotary_table_turns_half_of_a_head_by_row_and_half_by_column()
             angles = np.array([row * 1.0, row * 100.0**-0.5, column * 1.0, column * 100.0**-0.5])
             slot = table[2 + 3 * row + column]
             np.testing.assert_allclose(slot, np.stack([np.cos(angles), np.sin(angles)], -1), atol=1e-6)
+
+
+def test_condition_slots_with_places_turn_like_codes_there():
+    config = dataclasses.replace(small.TARGET, condition_tokens=2, condition_places=((1, 3), (2.5, 0)))
+    plain = dataclasses.replace(config, condition_places=None).rope_table
+    np.testing.assert_array_equal(config.rope_table[2:], plain[2:])
+    np.testing.assert_allclose(config.rope_table[0], plain[2 + 4 + 3])
+    assert np.all(plain[:2] == 0) and config.rope_table[1, 0, 0] == np.float32(np.cos(2.5))
+    assert LlamaGenConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    with pytest.raises(ValueError, match="3 condition slots have 2 places"):
+        dataclasses.replace(config, condition_tokens=3)
 
 
 @pytest.mark.parametrize("style", ["interleaved", "half"])

@@ -218,28 +218,41 @@ def test_one_thing_leaves_the_second_things_slots_unsaid():
     }
 
 
-def test_conditions_lose_nothing_and_say_the_same_of_either_thing():
+def conditions(text):
+    return np.asarray(captions.condition_ids(encode(parse(text))))
+
+
+def test_conditions_lose_nothing():
     rng = np.random.default_rng(6)
     ids = np.stack([encode(parse(describe(sample_scene(rng), rng))) for _ in range(1000)])
     rows = np.asarray(captions.condition_ids(ids))
-    assert rows.shape == (1000, captions.CONDITION_SLOTS)
-    assert rows.min() >= 0 and rows.max() < captions.NUM_CONDITIONS
+    assert rows.shape == (1000, captions.CONDITION_SLOTS, 3)
+    assert set(np.unique(rows)) == set(range(captions.NUM_CONDITIONS))
     assert len(np.unique(rows, axis=0)) == len(np.unique(ids, axis=0))
-    alone, second = (
-        np.asarray(captions.condition_ids(encode(parse(text))))
-        for text in ("a small red ball on the right", "a cone on the left and a small red ball on the right")
-    )
-    np.testing.assert_array_equal(alone[2:5], second[5:])
-    assert len({*alone[2:]}) == 6  # no row says both what is there and that nothing is
-    # a place not said, and said, are different rows of the same colour; another colour is another row
-    unplaced, blue = (np.asarray(captions.condition_ids(encode(parse(f"a {x}"))))[3] for x in ("red ball", "blue ball"))
-    assert len({alone[3], unplaced, blue}) == 3
 
 
-def test_caption_features_are_rows_of_the_table():
+def test_a_places_slot_tells_what_is_there_whichever_thing_it_is():
+    alone = conditions("a small red ball on the right")
+    second = conditions("a cone on the left and a small red ball on the right")
+    left, middle, right, *unplaced = alone[2:]
+    np.testing.assert_array_equal(right, second[4])
+    np.testing.assert_array_equal(middle, left)  # nothing
+    for slot in unplaced:
+        np.testing.assert_array_equal(slot, left)
+    assert not np.any(second[2] == left)
+    # without a place the ball has a slot of its own, and may be anywhere
+    left, middle, right, first, other = conditions("a small red ball")[2:]
+    np.testing.assert_array_equal(first, alone[4])
+    np.testing.assert_array_equal(left, right)
+    assert not np.any(left == alone[2])
+    np.testing.assert_array_equal(other, alone[2])
+
+
+def test_caption_features_are_means_of_rows_of_the_table():
     ids = encode(parse("a red ball on sand"))
-    table = np.arange(captions.NUM_CONDITIONS * 2).reshape(-1, 2)
-    np.testing.assert_array_equal(captions.features(table, ids), table[np.asarray(captions.condition_ids(ids))])
+    table = np.random.default_rng(0).normal(size=(captions.NUM_CONDITIONS, 2))
+    wanted = [table[rows].mean(0) for rows in conditions("a red ball on sand")]
+    np.testing.assert_allclose(captions.features(table, ids), wanted)
     older = np.arange(captions.NUM_IDS * 2).reshape(-1, 2)
     np.testing.assert_array_equal(captions.features(older, ids), older[ids])
 

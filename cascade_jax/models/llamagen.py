@@ -19,16 +19,16 @@ from flax import nnx
 from cascade_jax.cache import Context, Segment
 from cascade_jax.decode import Prefix
 from cascade_jax.models.prompt import Prompt
-from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_2d, run_blocks, to_logits
+from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_2d, rope_at, run_blocks, to_logits
 
 
 @dataclass(frozen=True)
 class LlamaGenConfig:
     """Sizes of a LlamaGen transformer. `classes` is None for a text-conditional model.
 
-    `condition_keys` lets the condition slots stand at the picture's corner, like a code there, instead of taking away
-    their queries and keys as the published models do. Then a model can choose what it reads of the condition, and the
-    condition's place tells it where in the picture it is.
+    `condition_places` lets the condition slots stand somewhere in the picture, each at a row and a column, like a code
+    there, instead of taking away their queries and keys as the published models do. Then a code can choose what it
+    reads of the condition, and sees how far away it is.
     """
 
     dim: int
@@ -43,13 +43,18 @@ class LlamaGenConfig:
     ffn_multiple: int = 256
     norm_eps: float = 1e-5
     rope_base: float = 10000.0
-    condition_keys: bool = False
+    condition_places: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self):
         if self.grid**2 != self.image_tokens:
             raise ValueError(f"image_tokens must be a square number, not {self.image_tokens}")
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
+        if self.condition_places is not None:
+            if len(self.condition_places) != self.condition_tokens:
+                raise ValueError(f"{self.condition_tokens} condition slots have {len(self.condition_places)} places")
+            # As tuples, also from JSON: configurations are hashed.
+            object.__setattr__(self, "condition_places", tuple(tuple(place) for place in self.condition_places))
 
     @property
     def grid(self) -> int:
@@ -89,10 +94,11 @@ class LlamaGenConfig:
 
     @cached_property
     def rope_table(self) -> np.ndarray:
-        """[C + image_tokens, head_dim / 2, 2]: cosine and sine by slot; zeros at the condition slots."""
-        table = rope_2d(self.grid, self.dim // self.heads, self.condition_tokens, self.rope_base)
-        if self.condition_keys:
-            table[: self.condition_tokens, :, 0] = 1.0
+        """[C + image_tokens, head_dim / 2, 2]: cosine and sine by slot; zeros at condition slots without a place."""
+        head_dim = self.dim // self.heads
+        table = rope_2d(self.grid, head_dim, self.condition_tokens, self.rope_base)
+        if self.condition_places is not None:
+            table[: self.condition_tokens] = rope_at(np.array(self.condition_places), head_dim, self.rope_base)
         return table
 
 

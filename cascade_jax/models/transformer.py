@@ -41,14 +41,17 @@ def rope_2d(grid: int, head_dim: int, condition_slots: int, base: float) -> np.n
 
     Half of a head turns with the code's row, half with its column; condition slots have neither cosine nor sine.
     """
+    places = np.stack(np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij"), axis=-1).reshape(-1, 2)
+    table = rope_at(places, head_dim, base)
+    return np.concatenate([np.zeros((condition_slots, *table.shape[1:]), np.float32), table])
+
+
+def rope_at(places: np.ndarray, head_dim: int, base: float) -> np.ndarray:
+    """Two-dimensional rotary cosines and sines, float32 [n, head_dim / 2, 2], of rows and columns [n, 2]."""
     half = head_dim // 2
     frequencies = 1.0 / base ** (np.arange(0, half, 2, dtype=np.float32)[: half // 2] / half)
-    angles = np.outer(np.arange(grid, dtype=np.float32), frequencies)
-    rows = np.broadcast_to(angles[:, None], (grid, grid, half // 2))
-    columns = np.broadcast_to(angles[None, :], (grid, grid, half // 2))
-    angles = np.concatenate([rows, columns], axis=-1).reshape(grid * grid, half)
-    table = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-    return np.concatenate([np.zeros((condition_slots, half, 2)), table]).astype(np.float32)
+    angles = (places.astype(np.float32)[..., None] * frequencies).reshape(len(places), half)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
 def rope_1d(positions: jax.Array, head_dim: int, base: float) -> jax.Array:

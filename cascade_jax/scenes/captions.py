@@ -2,13 +2,14 @@
 
     attributes = parse("a small red ball on gravel under a cloudy sky")
     ids = encode(attributes)  # int32 [10], one id for each of SLOTS
-    conditions = condition_ids(ids)  # int32 [8], rows of the table of caption features
+    conditions = features(table, ids)  # [7, d], from a model's table of caption features
 
 A caption may leave anything but the shapes unsaid. It names all things there are: one thing named means exactly one.
 The things of attributes stand in canonical order: left to right if both places are known, otherwise as mentioned.
 """
 
 import dataclasses
+import functools
 import re
 import string
 
@@ -30,13 +31,15 @@ SLOTS = tuple(_VALUES)
 OFFSETS = dict(zip(SLOTS, np.cumsum([0] + [1 + len(values) for values in _VALUES.values()]).tolist()))
 NUM_IDS = sum(1 + len(values) for values in _VALUES.values())
 
-# What the model is conditioned on: ground, sky, and of either thing its shape, colour and size, each together with the
-# thing's place. "Red on the left" is one row of the table, whichever thing it is said of.
+# What the model is conditioned on: a slot for the ground, the sky, each place of a thing, and each thing without a
+# place. The slot of a place tells the shape, colour and size of what is there, in three rows of a table. Every kind
+# has rows for its values; the one before them stands for "not said" (of a shape: there may be a thing here), the one
+# behind them for "there is nothing here".
+CONDITION_SLOTS = 2 + len(PLACES) + 2
 _KINDS = {"shape": SHAPES, "colour": COLOURS, "size": SIZES}
-CONDITION_SLOTS = 2 + 2 * len(_KINDS)
-# Of every kind the pairs of a value or "not said" with a place or "not said", then "there is no such thing".
-_PAIRS = {kind: (1 + len(values)) * (1 + len(PLACES)) + 1 for kind, values in _KINDS.items()}
-NUM_CONDITIONS = 1 + len(GROUNDS) + 1 + len(SKIES) + sum(_PAIRS.values())
+_SETTING_ROWS = 1 + len(GROUNDS) + 1 + len(SKIES)
+_FIRST_ROWS = _SETTING_ROWS + np.cumsum([0] + [len(values) + 2 for values in _KINDS.values()])
+NUM_CONDITIONS = int(_FIRST_ROWS[-1])
 
 
 class UnknownWords(ValueError):
@@ -80,25 +83,32 @@ def encode(attributes: Attributes) -> np.ndarray:
 
 
 def condition_ids(ids: jax.Array) -> jax.Array:
-    """The rows [..., CONDITION_SLOTS] of the model's table of caption features, given `encode`'s ids [..., 10]."""
+    """The rows [..., CONDITION_SLOTS, 3] of the model's table of caption features, given `encode`'s ids [..., 10]."""
     said = {slot: ids[..., i] - OFFSETS[slot] for i, slot in enumerate(SLOTS)}  # 0: not said
-    rows = [said["ground"], 1 + len(GROUNDS) + said["sky"]]
+    first = _FIRST_ROWS[:-1]
+    unknown, nothing = jnp.asarray(first), jnp.asarray(_FIRST_ROWS[1:] - 1)
+    things = []
     for number in (1, 2):
-        first = 2 + len(GROUNDS) + len(SKIES)
-        absent = said[f"shape{number}"] == 0
-        for kind, pairs in _PAIRS.items():
-            pair = said[f"{kind}{number}"] * (1 + len(PLACES)) + said[f"place{number}"]
-            rows.append(first + jnp.where(absent, pairs - 1, pair))
-            first += pairs
-    return jnp.stack(rows, axis=-1)
+        rows = first + jnp.stack([said[f"{kind}{number}"] for kind in _KINDS], axis=-1)
+        things.append((rows, said[f"shape{number}"] > 0, said[f"place{number}"]))
+    anywhere = functools.reduce(jnp.logical_or, [there & (place == 0) for _, there, place in things])
+
+    slots = [jnp.stack([row] * 3, axis=-1) for row in (said["ground"], 1 + len(GROUNDS) + said["sky"])]
+    for number in range(1, 1 + len(PLACES)):
+        slot = jnp.where(anywhere[..., None], unknown, nothing)
+        for rows, there, place in things:
+            slot = jnp.where((there & (place == number))[..., None], rows, slot)
+        slots.append(slot)
+    slots += [jnp.where((there & (place == 0))[..., None], rows, nothing) for rows, there, place in things]
+    return jnp.stack(slots, axis=-2)
 
 
 def features(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Caption features [..., C, d] of `encode`'s ids [..., 10], from a model's table [rows, d].
+    """Caption features [..., C, d] of `encode`'s ids [..., 10], from a model's table [rows, d]: each slot's rows' mean.
 
     A table of NUM_IDS rows belongs to a model that is conditioned on the ids as they are.
     """
-    return table[ids if len(table) == NUM_IDS else condition_ids(ids)]
+    return table[ids] if len(table) == NUM_IDS else table[condition_ids(ids)].mean(-2)
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:

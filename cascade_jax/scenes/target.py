@@ -26,6 +26,8 @@ from cascade_jax.scenes import captions
 from cascade_jax.scenes.data import renderers, scene_batch
 from cascade_jax.training import loop
 
+# Where the condition slots stand in the picture, row and column: ground, sky, the places, what has no place.
+CONDITION_PLACES = ((13, 7.5), (3, 7.5), (10, 2.75), (10, 7.5), (10, 12.25), (-4, 2.75), (-4, 12.25))
 TARGET = LlamaGenConfig(
     dim=128,
     layers=8,
@@ -35,11 +37,12 @@ TARGET = LlamaGenConfig(
     condition_tokens=captions.CONDITION_SLOTS,
     caption_dim=64,
     ffn_multiple=64,
-    condition_keys=True,
+    condition_places=CONDITION_PLACES,
 )
 CONDITION_DROPOUT = 0.1
 THING_WEIGHT = 4.0
 BLIND = 0.4  # share of the rows that do not see the codes of things, once the network has learned to see
+BLIND_STEPS = (150, 500)  # all rows are blind before the first, that share of them from the second on
 DECAY = 0.4  # share of the steps in which the learning rate falls
 
 
@@ -143,7 +146,7 @@ def train_target(
     folder,
     tokenizer: VQModel,
     *,
-    steps: int = 3600,
+    steps: int = 2400,
     batch: int = 8,
     seed: int = 0,
     rate: float = 0.004,
@@ -171,11 +174,10 @@ def train_target(
     def make_batch(step):
         complete = (np.arange(batch) + step) % 2 == 0
         rows = scene_batch(seed, step, batch, complete=complete, pool=renderers())
-        progress = step / steps
-        decaying = progress >= 1 - DECAY
+        decaying = step >= (1 - DECAY) * steps
         cells = rows["cover"].reshape(batch, config.grid, -1, config.grid, rows["cover"].shape[1] // config.grid)
         things = cells.max((2, 4)) > 0.1
-        blind = 0 if decaying else np.interp(progress, (0.08, 0.3), (1, BLIND))
+        blind = 0 if decaying else np.interp(step, BLIND_STEPS, (1, BLIND))
         return {
             "codes": encode(rows["images"]),
             "ids": rows["ids"],
