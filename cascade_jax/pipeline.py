@@ -90,7 +90,7 @@ def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Plac
             table = loaded.params["text"]
 
             def read(texts: Sequence[str]) -> list[Prompt]:
-                ids = np.stack([captions.encode(captions.parse(text)) for text in texts])
+                ids = np.stack([captions.encode(captions.placed(captions.parse(text))) for text in texts])
                 return [Prompt(features=features) for features in captions.features(table, ids)]
 
             loaded.read = read

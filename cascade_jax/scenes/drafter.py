@@ -33,9 +33,9 @@ def drafter_config(target: LlamaGenConfig) -> EagleConfig:
 
 
 def caption_ids(seed: int, index: int) -> np.ndarray:
-    """Attribute ids int32 [10] of the index-th random caption."""
-    rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
-    return captions.encode(captions.parse(captions.describe(world.sample_scene(rng), rng)))
+    """Attribute ids int32 [10] of the index-th random caption, which no comparison draws for the same seed."""
+    rng = np.random.default_rng(np.random.SeedSequence((seed, index, 1)))
+    return captions.encode(captions.placed(captions.parse(captions.describe(world.sample_scene(rng), rng))))
 
 
 def distill(bundle: Bundle, folder, *, count: int, batch: int, seed: int, sampling, log=print) -> dict[str, np.ndarray]:

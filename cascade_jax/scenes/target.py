@@ -146,7 +146,7 @@ def train_target(
     folder,
     tokenizer: VQModel,
     *,
-    steps: int = 2400,
+    steps: int = 3000,
     batch: int = 8,
     seed: int = 0,
     rate: float = 0.004,
