@@ -115,11 +115,8 @@ def condition_ids(ids: jax.Array) -> jax.Array:
 
 
 def features(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Caption features [..., C, d] of `encode`'s ids [..., 10], from a model's table [rows, d]: each slot's rows' mean.
-
-    A table of NUM_IDS rows belongs to a model that is conditioned on the ids as they are.
-    """
-    return table[ids] if len(table) == NUM_IDS else table[condition_ids(ids)].mean(-2)
+    """Caption features [..., C, d] of `encode`'s ids [..., 10]: means of each slot's rows of a model's table [rows, d]."""
+    return table[condition_ids(ids)].mean(-2)
 
 
 def describe(scene: Scene, rng: np.random.Generator) -> str:
