@@ -115,7 +115,7 @@ def condition_ids(ids: jax.Array) -> jax.Array:
 
 
 def features(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """Caption features [..., C, d] of `encode`'s ids [..., 10]: means of each slot's rows of a model's table [rows, d]."""
+    """Caption features [..., C, d] of `encode`'s ids [..., 10], from a model's table [rows, d]: slots' means."""
     return table[condition_ids(ids)].mean(-2)
 
 
