@@ -154,9 +154,10 @@ class Bundle:
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
             raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
-        if tree.depth and isinstance(self.config.drafter, Eagle3Config):
-            raise BundleError("an EAGLE-3 drafter reads three of the target's layers, which no target here gives yet")
-        return Program(self._graphs["target"], drafter, tree, self.length, self.layout)
+        taps = self.config.drafter.taps if tree.depth else ()
+        if taps and not all(1 <= tap <= self.config.target.layers for tap in taps):
+            raise BundleError(f"the drafter reads layers {taps} of a target that has {self.config.target.layers}")
+        return Program(self._graphs["target"], drafter, tree, self.length, self.layout, taps)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
         """The parameters that `program` reads."""
