@@ -193,7 +193,8 @@ def split(features: jax.Array, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Ar
 def teacher_forced(target, prefix: Prefix, tokens: jax.Array, taps: tuple[int, ...] = ()) -> jax.Array:
     """The target's features [R, P + T - 1, d] over prefix and given tokens int [R, T], the last token left out.
 
-    With `taps` the drafter's layers stand behind them (see `split`). Row r's feature at slot `prefix.length[r] - 1 + t` yields token t's distribution: see `at_tokens`.
+    Row r's feature at slot `prefix.length[r] - 1 + t` yields token t's distribution: see `at_tokens`. With `taps` the
+    layers that a drafter reads stand behind the features: see `split`.
     """
     rows, slots, width = prefix.embeddings.shape
     size = slots + tokens.shape[1] - 1
