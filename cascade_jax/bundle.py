@@ -225,6 +225,12 @@ class Writer:
         tree[name] = array
         self._size += array.nbytes
 
+    def put(self, part: str, tree: Any, dtype=jnp.bfloat16) -> None:
+        """Takes a part, an NNX state or a tree of arrays; floating-point arrays become `dtype`."""
+        for path, x in _flat(plain(tree)).items():
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            self.add(part, ".".join(path), x.astype(dtype) if floating else x)
+
     def copy(self, file: str | os.PathLike, name: str) -> None:
         """Takes a file along, as `name` in the bundle."""
         place = self.directory / name
@@ -290,9 +296,8 @@ def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], d
     """
     with written(directory) as writer:
         for part, tree in params.items():
-            for path, x in _flat(plain(tree)).items() if tree is not None else ():
-                floating = jnp.issubdtype(x.dtype, jnp.floating)
-                writer.add(part, ".".join(path), x.astype(dtype) if floating else x)
+            if tree is not None:
+                writer.put(part, tree, dtype)
         writer.finish(config)
 
 
@@ -603,17 +608,17 @@ def _from_json(raw: dict) -> Config | MetricConfig:
             kind = own.pop("kind", raw["family"] if part == "target" else next(iter(KINDS[part])))
             if kind not in KINDS[part]:
                 raise BundleError(f"unknown {field} {kind!r}; this version knows: {', '.join(KINDS[part])}")
-            raw[field] = _built(KINDS[part][kind][0], own)
+            raw[field] = built(KINDS[part][kind][0], own)
     return cls(**raw)
 
 
-def _built(cls: type, raw: dict) -> Any:
-    """A configuration from JSON: lists are tuples, and dictionaries configurations where the class says so."""
+def built(cls: type, raw: dict) -> Any:
+    """A configuration of a class from JSON: lists are tuples, and dictionaries configurations where it says so."""
     hints = typing.get_type_hints(cls)
 
     def value(name, x):
         if isinstance(x, dict) and dataclasses.is_dataclass(hints.get(name)):
-            return _built(hints[name], x)
+            return built(hints[name], x)
         return tuple(value(None, y) for y in x) if isinstance(x, list) else x
 
     return cls(**{name: value(name, x) for name, x in raw.items()})

@@ -143,5 +143,6 @@ EAGLE3 = Format(
     ("fc.weight", "midlayer.self_attn.q_proj.weight", "midlayer.hidden_norm.weight", "lm_head.weight", "d2t"),
     _configure3,
     _eagle3,
-    skip=("t2d", "midlayer.self_attn.rotary_emb.inv_freq"),  # the inverse of d2t; a constant
+    # the inverse of d2t; d2t of a head that draws every token; a constant
+    skip=("t2d", "d2t", "midlayer.self_attn.rotary_emb.inv_freq"),
 )

@@ -64,9 +64,8 @@ class Eagle3(nnx.Module):
         self.ffn = FeedForward(block, rngs)
         self.norm = RMSNorm(block.dim, block.norm_eps)
         self.head = Linear(block.dim, config.draft_vocab, rngs=rngs)
-        self.offsets = nnx.Param(
-            jnp.zeros(config.draft_vocab, jnp.int32)
-        )  # EAGLE's d2t: draft j is token j + offsets[j]
+        if config.draft_vocab != config.vocab_size:  # EAGLE's d2t: draft j is token j + offsets[j]
+            self.offsets = nnx.Param(jnp.zeros(config.draft_vocab, jnp.int32))
 
     def embed(self, tokens: jax.Array, target: nnx.Module) -> jax.Array:
         """Tokens int [...] to the embeddings [..., d] that this drafter takes in."""
@@ -94,7 +93,7 @@ class Eagle3(nnx.Module):
         del target
         drawn = self.head(self.norm(hidden)).astype(jnp.float32)
         if self.config.draft_vocab == self.config.vocab_size:
-            return drawn  # EAGLE reads d2t only where it is needed
+            return drawn
         tokens = jnp.arange(self.config.draft_vocab) + self.offsets[...]
         logits = jnp.full((*hidden.shape[:-1], self.config.vocab_size), -jnp.inf)
         return logits.at[..., tokens].set(drawn)

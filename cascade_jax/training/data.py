@@ -9,6 +9,7 @@ target takes them in, so that training needs no text encoder.
 """
 
 import collections
+import functools
 import hashlib
 import json
 import os
@@ -122,7 +123,7 @@ class Data:
         self._read: collections.OrderedDict[int, dict[str, np.ndarray]] = collections.OrderedDict()
         self._checked: set[int] = set()
 
-    @property
+    @functools.cached_property
     def kept_slots(self) -> int:
         """The most slots that kept features of a row have."""
         found = []

@@ -7,8 +7,8 @@ test. Step i of it predicts, at every position at once, the token i further on.
 
 The target is frozen. Its features are read from the data, or computed in the step.
 
-Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `P` prefix slots, `T` tokens, `S = P + T - 1`
-slots, `d` model width, `V` tokens.
+Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `P` prefix slots, `T` tokens,
+`S = P + T - 1` slots, `d` model width, `V` tokens.
 """
 
 import dataclasses
@@ -39,14 +39,14 @@ class Objective:
     """What the drafter learns.
 
     Attributes:
-      convergence_weight: the paper's c, by which the soft cross-entropy weighs more where consecutive features converge;
-        1 is the standard drafter.
+      convergence_weight: the paper's c, by which the soft cross-entropy weighs more where consecutive features
+        converge; 1 is the standard drafter.
       tau_seq: least cosine of consecutive features that converge.
       soft: weight of the cross-entropy with the target's distribution.
       hard: weight of the cross-entropy with the token that the target drew.
       feature: weight of SmoothL1 between estimates and features; 0 for a drafter whose estimates are its own affair.
       unroll: steps of training-time test; 1 is teacher forcing alone.
-      decay: every further step of it weighs that much of the one before.
+      unroll_decay: every further step of it weighs that much of the one before.
       guidance: compare the guided distributions of both branches under this guidance scale; None trains on one branch
         of each sequence, the conditional one but for the share `unconditional`.
       unconditional: see `guidance`.
@@ -61,7 +61,7 @@ class Objective:
     hard: float = 0.1
     feature: float = 1.0
     unroll: int = 1
-    decay: float = 0.8
+    unroll_decay: float = 0.8
     guidance: float | None = None
     unconditional: float = 0.1
     noise: float = 0.2
@@ -69,7 +69,7 @@ class Objective:
     dtype: str = "float32"
 
     def __post_init__(self):
-        for name in ("convergence_weight", "soft", "hard", "feature", "decay", "noise"):
+        for name in ("convergence_weight", "soft", "hard", "feature", "unroll_decay", "noise"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.unroll < 1:
@@ -80,8 +80,11 @@ class Objective:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
 
 
-EAGLE1 = Objective()
-EAGLE3 = Objective(soft=1.0, hard=0.0, feature=0.0, unroll=7, noise=0.0)
+def standard(kind: str) -> Objective:
+    """What the public code of a kind of drafter trains on."""
+    if kind == "eagle3":
+        return Objective(soft=1.0, hard=0.0, feature=0.0, unroll=7, noise=0.0)
+    return Objective()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +228,7 @@ def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.A
     if objective.remat:
         terms = jax.checkpoint(terms)
     total, metrics = 0.0, {}
-    for i, weight in enumerate(losses.unroll_weights(objective.unroll, objective.decay)):
+    for i, weight in enumerate(losses.unroll_weights(objective.unroll, objective.unroll_decay)):
         ahead = at_tokens(estimates[i], prefix, length - 1)[:, : length - 1 - i]
         later = weights if isinstance(weights, float) else weights[:, i:]
         found, figures = terms(ahead, true[:, i:], tokens[:, 1 + i :], later, free[i:])
@@ -294,8 +297,8 @@ class Schedule:
 
 
 class Batches:
-    """The batches of a run: step -> {"tokens": int [B, T], "prompts": stacked prompts, see `data.by_row`, "row": int [B],
-    its number in the batch, "unconditional": bool [B], "features": kept features [B, 2, S, w], if there are any}.
+    """The batches of a run: step -> {"tokens": int [B, T], "prompts": stacked prompts, see `data.by_row`, "row": int
+    [B], its number in the batch, "unconditional": bool [B], "features": kept features [B, 2, S, w], if there are any}.
 
     Epochs go over the first `rows` rows of the data. With several processes each gets its own part of a batch.
     """
@@ -308,9 +311,7 @@ class Batches:
         self.per_epoch = rows // batch
         self._columns = None if data.taps is None or not set(taps) <= set(data.taps) else _columns(data.taps, taps)
         self._epoch = functools.lru_cache(maxsize=4)(lambda epoch: data.order(rows, seed, epoch))
-        kept = 0 if self._columns is None else data.kept_slots
-        self._slots = kept
-        self._prefix_slots = self._widest()
+        self._widest = self._longest()
 
     def __call__(self, step: int) -> dict[str, Any]:
         epoch, within = divmod(step, self.per_epoch)
@@ -321,19 +322,18 @@ class Batches:
         tokens, _, prompts = self._data.rows(chosen[part])
         made = {
             "tokens": tokens,
-            "prompts": by_row(self._target.stack(prompts), self._prefix_slots),
+            "prompts": by_row(self._target.stack(prompts), self._widest),
             "row": number[part].astype(np.int32),
             "unconditional": unconditional[part],
         }
         if self._columns is not None:
-            slots = self._prefix_slots + tokens.shape[1] - 1 if self._prefix_slots else self._slots
-            width = self._target.dim
+            slots = self._data.kept_slots if self._widest is None else self._widest + tokens.shape[1] - 1
             kept = self._data.features(chosen[part], slots)
-            kept = kept.reshape(*kept.shape[:3], -1, width)[..., self._columns, :]
+            kept = kept.reshape(*kept.shape[:3], -1, self._target.dim)[..., self._columns, :]
             made["features"] = kept.reshape(*kept.shape[:3], -1)
         return made
 
-    def _widest(self) -> int | None:
+    def _longest(self) -> int | None:
         """Slots of the longest prompt, where they differ: then all batches have one shape."""
         first = self._target.stack(self._data.rows([0])[2])
         if not hasattr(first, "length"):
