@@ -36,7 +36,8 @@ def distill(
 ) -> Data:
     """Pictures that the target draws from `count` random captions, and its features of them."""
     ids = np.stack([caption_ids(seed, index) for index in range(count)])
-    prompts = [Prompt(features=features) for features in captions.features(model.params["text"], ids)]
+    features = np.asarray(captions.features(model.params["text"], ids))
+    prompts = [Prompt(features=row) for row in features]
     return distilling.draw(
         model, folder, prompts, count=count, batch=batch, seed=seed, sampling=sampling, features=(), name="scenes",
         say=say,
