@@ -26,7 +26,7 @@ class Distill:
     prompts: Annotated[pathlib.Path | None, _hint("FILE", "")] = None
     """a text file with a prompt a line (default: captions of random scenes, for scenes)"""
     images: Annotated[pathlib.Path | None, _hint("DIR", "")] = None
-    """instead of drawing, encode a folder's pictures: NAME.txt beside NAME.png, or metadata.jsonl with file_name, text"""
+    """instead of drawing, encode a folder's pictures: NAME.txt beside NAME.png, or metadata.jsonl: file_name, text"""
     count: Annotated[int | None, _hint("N", "(default: all of the file's or folder's)")] = None
     """pictures; a file that has fewer prompts is gone through again"""
     out: Annotated[pathlib.Path, arg(metavar="DIR")] = pathlib.Path("data")
