@@ -529,10 +529,10 @@ def _skeleton(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nn
 
 def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     module = next(module for own, module in KINDS[part].values() if own is type(config))
-    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=_OneKey())))
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=OneKey())))
 
 
-class _OneKey:
+class OneKey:
     """In place of `nnx.Rngs` where only shapes matter: counting keys takes longer than all the rest of tracing."""
 
     def params(self) -> jax.Array:
