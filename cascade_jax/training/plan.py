@@ -28,12 +28,13 @@ MODELS = {
 
 # Results that are never stored where one operation alone reads them: compilers fuse them into it.
 _FUSED = frozenset(
-    "add add_any sub mul div max min neg exp log log1p tanh logistic rsqrt sqrt integer_pow square sign abs select_n "
-    "convert_element_type eq ne lt le gt ge and or not is_finite stop_gradient copy pow erf rem clamp transpose slice "
-    "concatenate pad".split()
+    ["add", "add_any", "sub", "mul", "div", "max", "min", "neg", "exp", "log", "log1p", "tanh", "logistic", "rsqrt"]
+    + ["sqrt", "integer_pow", "square", "sign", "abs", "select_n", "convert_element_type", "eq", "ne", "lt", "le", "gt"]
+    + ["ge", "and", "or", "not", "is_finite", "stop_gradient", "copy", "pow", "erf", "rem", "clamp", "transpose"]
+    + ["slice", "concatenate", "pad"]
 )
 # Results that are another way to look at an operand.
-_VIEWS = frozenset("reshape squeeze expand_dims broadcast_in_dim iota".split())
+_VIEWS = frozenset(["reshape", "squeeze", "expand_dims", "broadcast_in_dim", "iota"])
 
 
 @dataclasses.dataclass(frozen=True)
