@@ -27,14 +27,15 @@ MODELS = {
 }
 
 # Results that are never stored where one operation alone reads them: compilers fuse them into it.
-_FUSED = frozenset(
-    ["add", "add_any", "sub", "mul", "div", "max", "min", "neg", "exp", "log", "log1p", "tanh", "logistic", "rsqrt"]
-    + ["sqrt", "integer_pow", "square", "sign", "abs", "select_n", "convert_element_type", "eq", "ne", "lt", "le", "gt"]
-    + ["ge", "and", "or", "not", "is_finite", "stop_gradient", "copy", "pow", "erf", "rem", "clamp", "transpose"]
-    + ["slice", "concatenate", "pad"]
-)
+_FUSED = {
+    "add", "add_any", "sub", "mul", "div", "max", "min", "neg", "exp", "log", "log1p", "tanh", "logistic", "rsqrt",
+    "sqrt", "integer_pow", "square", "sign", "abs", "select_n", "convert_element_type", "eq", "ne", "lt", "le", "gt",
+    "ge", "and", "or", "not", "is_finite", "stop_gradient", "copy", "pow", "erf", "rem", "clamp", "transpose", "slice",
+    "concatenate", "pad",
+}  # fmt: skip
 # Results that are another way to look at an operand.
-_VIEWS = frozenset(["reshape", "squeeze", "expand_dims", "broadcast_in_dim", "iota"])
+_VIEWS = {"reshape", "squeeze", "expand_dims", "broadcast_in_dim", "iota"}
+TRACED = 6  # blocks of the target: it is frozen, so that a block's activations are gone when the next one runs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,11 +61,10 @@ class Plan:
 
 def plan(config: Any, kind: str, objective: Objective, rows: int) -> Plan:
     """The plan of a step with so many rows on each device, for a target of these sizes in bfloat16."""
-    module = next(module for own, module in TARGETS.values() if own is type(config))
-    target_graph, target = nnx.split(nnx.eval_shape(lambda: module(config, rngs=bundle.OneKey())))
-    half = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
-    target = jax.tree.map(half, target)
-    drafter = sizes(kind, config)
+    traced = dataclasses.replace(config, layers=min(config.layers, TRACED))
+    _, whole = _target(config)
+    target_graph, target = _target(traced)
+    drafter = sizes(kind, traced)
     params = jax.eval_shape(lambda: start(drafter, 0)[1])
     kind_of = bundle.KINDS["drafter"][kind][1]
     graph = nnx.graphdef(nnx.eval_shape(lambda: kind_of(drafter, rngs=bundle.OneKey())))
@@ -77,8 +77,16 @@ def plan(config: Any, kind: str, objective: Objective, rows: int) -> Plan:
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     step = jax.value_and_grad(functools.partial(drafter_loss, graphs, objective), has_aux=True)
-    traced = jax.make_jaxpr(step)(params, batch, key, target)
-    return Plan(_size(target), 4 * _size(params), _size(batch), peak(traced.jaxpr))
+    activations = peak(jax.make_jaxpr(step)(params, batch, key, target).jaxpr)
+    return Plan(_size(whole), 4 * _size(params), _size(batch), activations)
+
+
+def _target(config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """A target's graph definition, and its parameters' shapes in bfloat16."""
+    module = next(module for own, module in TARGETS.values() if own is type(config))
+    graph, state = nnx.split(nnx.eval_shape(lambda: module(config, rngs=bundle.OneKey())))
+    half = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+    return graph, jax.tree.map(half, state)
 
 
 def peak(jaxpr) -> int:
