@@ -248,9 +248,11 @@ class Train:
                 evaluated=self.evaluated, accumulate=self.accumulate, save_every=self.save_every,
                 mesh=data_mesh() if jax.device_count() > 1 else None,
             )  # fmt: skip
-            if jax.process_index() == 0:
+            if jax.process_count() == 1:
                 run.merge(pipeline.folder(self.model), self.out, self.out / "model")
                 print(f"trained: {self.out}, in a model: {self.out / 'model'}")
+            elif jax.process_index() == 0:
+                print(f"trained: {self.out}; cascade-jax merge MODEL --drafter {self.out} puts it into a model")
 
 
 def _methods(model) -> dict[str, Any]:

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from rich import progress
 
@@ -181,7 +181,7 @@ def restore(folder: str | pathlib.Path, params: PyTree, which: str = "checkpoint
     if (folder / which).is_dir():
         with _checkpoints(folder, which) as manager:
             if manager.latest_step() is not None:
-                like = ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, params))
+                like = ocp.args.StandardRestore(jax.tree.map(_wanted, params))
                 return manager.restore(manager.latest_step(), args=ocp.args.Composite(params=like))["params"]
     raise FileNotFoundError(f"{folder} holds no checkpoint: train first")
 
@@ -263,13 +263,19 @@ def _checkpoints(folder: pathlib.Path, which: str = "checkpoints", keep: int = 2
     return ocp.CheckpointManager(folder / which, options=options)
 
 
+def _wanted(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    # Without a place of its own an array would go back to the devices that it was saved from, which may not be here.
+    place = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+
+
 def _items(kind, params, rest):
     # Two items, so that parameters can be read without knowing the optimizer.
     return ocp.args.Composite(params=kind(params), rest=kind(rest))
 
 
 def _restore(manager, step, params, opt_state):
-    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, (params, {"opt_state": opt_state}))
+    like = jax.tree.map(_wanted, (params, {"opt_state": opt_state}))
     saved = manager.restore(step, args=_items(ocp.args.StandardRestore, *like))
     return saved["params"], saved["rest"]["opt_state"]
 
