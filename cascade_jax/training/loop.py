@@ -27,6 +27,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 from rich import progress
+from rich.console import Console
 
 from cascade_jax.training.log import Log, plot
 from cascade_jax.training.settings import settle
@@ -308,5 +309,6 @@ def _bar(shown: bool) -> progress.Progress:
         progress.TextColumn("{task.fields[loss]}"),
         progress.TimeElapsedColumn(),
         progress.TimeRemainingColumn(),
+        console=Console(stderr=True),  # stdout is for results
         disable=not shown,
     )
