@@ -160,9 +160,18 @@ def trained(folder: str | pathlib.Path) -> tuple[EagleConfig | Eagle3Config, nnx
         raise FileNotFoundError(f"{folder} is no training run: it has no drafter.json")
     about = json.loads((folder / "drafter.json").read_text())
     config = bundle.built(bundle.KINDS["drafter"][about["kind"]][0], about["config"])
+    return config, parameters(folder, config), about
+
+
+def parameters(folder: str | pathlib.Path, config: EagleConfig | Eagle3Config) -> nnx.State:
+    """The best parameters of a run of a drafter of these sizes, or else the newest.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint yet.
+    """
     template = jax.eval_shape(lambda: start(config, 0)[1])
-    which = "best" if any((folder / "best").glob("[0-9]*")) else "checkpoints"
-    return config, loop.restore(folder, template, which), about
+    which = "best" if any((pathlib.Path(folder) / "best").glob("[0-9]*")) else "checkpoints"
+    return loop.restore(folder, template, which)
 
 
 def is_run(folder: str | pathlib.Path) -> bool:
