@@ -154,9 +154,10 @@ class Bundle:
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
             raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
-        if tree.depth and isinstance(self.config.drafter, Eagle3Config):
-            raise BundleError("an EAGLE-3 drafter reads three of the target's layers, which no target here gives yet")
-        return Program(self._graphs["target"], drafter, tree, self.length, self.layout)
+        taps = self.config.drafter.taps if tree.depth else ()
+        if taps and not all(1 <= tap <= self.config.target.layers for tap in taps):
+            raise BundleError(f"the drafter reads layers {taps} of a target that has {self.config.target.layers}")
+        return Program(self._graphs["target"], drafter, tree, self.length, self.layout, taps)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
         """The parameters that `program` reads."""
@@ -224,6 +225,12 @@ class Writer:
         tree[name] = array
         self._size += array.nbytes
 
+    def put(self, part: str, tree: Any, dtype=jnp.bfloat16) -> None:
+        """Takes a part, an NNX state or a tree of arrays; floating-point arrays become `dtype`."""
+        for path, x in _flat(plain(tree)).items():
+            floating = jnp.issubdtype(x.dtype, jnp.floating)
+            self.add(part, ".".join(path), x.astype(dtype) if floating else x)
+
     def copy(self, file: str | os.PathLike, name: str) -> None:
         """Takes a file along, as `name` in the bundle."""
         place = self.directory / name
@@ -289,9 +296,8 @@ def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], d
     """
     with written(directory) as writer:
         for part, tree in params.items():
-            for path, x in _flat(plain(tree)).items() if tree is not None else ():
-                floating = jnp.issubdtype(x.dtype, jnp.floating)
-                writer.add(part, ".".join(path), x.astype(dtype) if floating else x)
+            if tree is not None:
+                writer.put(part, tree, dtype)
         writer.finish(config)
 
 
@@ -523,10 +529,10 @@ def _skeleton(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nn
 
 def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     module = next(module for own, module in KINDS[part].values() if own is type(config))
-    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=_OneKey())))
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=OneKey())))
 
 
-class _OneKey:
+class OneKey:
     """In place of `nnx.Rngs` where only shapes matter: counting keys takes longer than all the rest of tracing."""
 
     def params(self) -> jax.Array:
@@ -602,17 +608,17 @@ def _from_json(raw: dict) -> Config | MetricConfig:
             kind = own.pop("kind", raw["family"] if part == "target" else next(iter(KINDS[part])))
             if kind not in KINDS[part]:
                 raise BundleError(f"unknown {field} {kind!r}; this version knows: {', '.join(KINDS[part])}")
-            raw[field] = _built(KINDS[part][kind][0], own)
+            raw[field] = built(KINDS[part][kind][0], own)
     return cls(**raw)
 
 
-def _built(cls: type, raw: dict) -> Any:
-    """A configuration from JSON: lists are tuples, and dictionaries configurations where the class says so."""
+def built(cls: type, raw: dict) -> Any:
+    """A configuration of a class from JSON: lists are tuples, and dictionaries configurations where it says so."""
     hints = typing.get_type_hints(cls)
 
     def value(name, x):
         if isinstance(x, dict) and dataclasses.is_dataclass(hints.get(name)):
-            return _built(hints[name], x)
+            return built(hints[name], x)
         return tuple(value(None, y) for y in x) if isinstance(x, list) else x
 
     return cls(**{name: value(name, x) for name, x in raw.items()})

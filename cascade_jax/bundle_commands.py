@@ -70,15 +70,20 @@ class Merge:
     model: Model
     """the folder of a converted model"""
     drafter: Annotated[pathlib.Path, arg(metavar="DIR")]
-    """the drafter as downloaded: config.json and its weights"""
+    """the drafter as downloaded, config.json and its weights; or a run of `train`"""
     dtype: Annotated[str | None, arg(metavar="bf16|fp32|stored", help_behavior_hint="(default: as stored)")] = None
     """of the drafter's weights"""
 
     def run(self, command: str) -> None:
         with console.bad_input(), console.terminable():
-            from checkpoints_convert import merge
+            from cascade_jax.training import run
 
-            merge(self.model, self.drafter, dtype=self.dtype, say=console.say)
+            if run.is_run(self.drafter):
+                run.merge(self.model, self.drafter, dtype=_type(self.dtype))
+            else:
+                from checkpoints_convert import merge
+
+                merge(self.model, self.drafter, dtype=self.dtype, say=console.say)
         print(f"merged: {self.model}")
 
 
@@ -102,6 +107,14 @@ class Neighbours:
             codebook = bundle.load(self.model).merged("vq").codebook()
             bundle.save_neighbours(self.model, acceptance.nearest_codes(codebook, self.k))
         print(f"stored: {pathlib.Path(self.model) / bundle.NEIGHBOURS}, {config.vq.codebook_size} x {self.k}")
+
+
+def _type(name: str | None):
+    """The type that a trained drafter is stored as; float32 is how it was trained."""
+    types = {None: "bfloat16", "bf16": "bfloat16", "fp32": "float32", "stored": "float32"}
+    if name not in types:
+        raise ValueError(f"unknown dtype {name!r}; known: bf16, fp32, stored")
+    return types[name]
 
 
 def describe(config, arrays: dict[str, Any]) -> dict[str, Any]:

@@ -37,11 +37,14 @@ class Context:
       rope: [R, S, D/2, 2], cosine and sine of the new tokens' rotary angles.
       new_bias: additive mask among the new tokens, broadcastable to [R, 1, S, S].
       past_bias: for every past segment its additive mask, broadcastable to [R, 1, S, T].
+
+    In place of a mask None says that new token i sees slot i of that segment and no other, as the chains of EAGLE-3's
+    training-time test do, one for every position of a sequence: S scores in place of S x S.
     """
 
     rope: jax.Array
-    new_bias: jax.Array
-    past_bias: tuple[jax.Array, ...] = ()
+    new_bias: jax.Array | None
+    past_bias: tuple[jax.Array | None, ...] = ()
 
 
 def bias(mask: jax.Array) -> jax.Array:

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from cascade_jax import console
+from cascade_jax import console, train_commands
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
 
 _UNSET = "(default: the method's)"
@@ -404,7 +404,7 @@ def _scenes(
 
 _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
-    "neighbours": Neighbours, "scenes": _scenes,
+    "neighbours": Neighbours, "distill": train_commands.Distill, "train": train_commands.Train, "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 
@@ -595,16 +595,16 @@ def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> No
 
     bundle = pack.from_runs(runs, drafter=False)
     sampling = default_sampling(bundle.config)
-    data = drafter.distill(
+    rows = drafter.distill(
         bundle,
         runs / "distilled",
         count=command.sequences,
         batch=32,
         seed=command.seed,
         sampling=sampling,
-        log=console.say,
+        say=console.say,
     )
-    drafter.train_drafter(runs / "drafter", bundle, data, guidance=sampling.guidance, **settings)
+    drafter.train_drafter(runs / "drafter", bundle, rows, guidance=sampling.guidance, **settings)
 
 
 def _judge(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:

@@ -38,6 +38,7 @@ class Program:
       tree: the draft tree.
       length: output tokens of a picture (L).
       layout: what may stand where in the output; None for no restriction.
+      taps: the target's layers that the drafter reads in place of its features (see `models.transformer.run_target`).
     """
 
     target: nnx.GraphDef
@@ -45,6 +46,7 @@ class Program:
     tree: Tree | DynamicTree
     length: int
     layout: Layout | None = None
+    taps: tuple[int, ...] = ()
 
 
 @struct.dataclass
@@ -123,9 +125,10 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
         seen = seen & ~prefix.holes[:, None] | jnp.eye(slots, dtype=bool)
     positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
     context = Context(target.rope(positions), kv.bias(seen)[:, None])
-    features, fresh = target(prefix.embeddings, context)
+    features, fresh = target(prefix.embeddings, context, taps=program.taps)
     last = jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)
-    logits = _guided_logits(program, target, last, sampling, jnp.zeros((batch, 1), jnp.int32))[:, 0]
+    zeroth = jnp.zeros((batch, 1), jnp.int32)
+    logits = _guided_logits(program, target, split(last, program.taps)[0], sampling, zeroth)[:, 0]
     first_keys = jax.vmap(lambda key: jax.random.fold_in(key, program.length))(keys)  # no step has that number
     first = jax.vmap(warping.draw)(first_keys, warping.warp(logits, sampling))
     tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
@@ -136,12 +139,13 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
     if program.drafter is not None:
         module = nnx.merge(program.drafter, params["drafter"])
         context = Context(module.rope(positions[:, :-1]), kv.bias(kv.causal(slots - 1))[None, None])
-        _, pairs = module(prefix.drafter_embeddings[:, 1:], features[:, :-1], context)
+        read = split(features[:, :-1], program.taps)[1]
+        _, pairs = module(prefix.drafter_embeddings[:, 1:], module.fuse(read), context)
         drafter = DrafterState(
             cache=kv.write(_room(pairs, capacity), pairs, start),
             length=prefix.length - 1,
             tokens=jnp.pad(first[:, None], ((0, 0), (0, depth))),
-            features=jnp.pad(last, ((0, 0), (0, depth), (0, 0))),
+            features=jnp.pad(split(last, program.taps)[1], ((0, 0), (0, depth), (0, 0))),
             pending=jnp.ones(batch, jnp.int32),
         )
     count, zero = jnp.ones(batch, jnp.int32), jnp.zeros(batch)
@@ -178,10 +182,19 @@ def generate(program: Program, params, prefix: Prefix, keys: jax.Array, rule: Ru
     return run(program, params, prefill(program, params, prefix, keys, sampling), rule, sampling)
 
 
-def teacher_forced(target, prefix: Prefix, tokens: jax.Array) -> jax.Array:
+def split(features: jax.Array, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """A pass's features [..., d] and what the drafter reads of it: the same, or the tapped outputs [..., taps d]."""
+    if not taps:
+        return features, features
+    width = features.shape[-1] // (1 + len(taps))
+    return features[..., :width], features[..., width:]
+
+
+def teacher_forced(target, prefix: Prefix, tokens: jax.Array, taps: tuple[int, ...] = ()) -> jax.Array:
     """The target's features [R, P + T - 1, d] over prefix and given tokens int [R, T], the last token left out.
 
-    Row r's feature at slot `prefix.length[r] - 1 + t` yields token t's distribution: see `at_tokens`.
+    Row r's feature at slot `prefix.length[r] - 1 + t` yields token t's distribution: see `at_tokens`. With `taps` the
+    layers that a drafter reads stand behind the features: see `split`.
     """
     rows, slots, width = prefix.embeddings.shape
     size = slots + tokens.shape[1] - 1
@@ -193,7 +206,7 @@ def teacher_forced(target, prefix: Prefix, tokens: jax.Array) -> jax.Array:
         holes = jnp.pad(prefix.holes, ((0, 0), (0, size - slots)))
         seen = seen & ~holes[:, None] | jnp.eye(size, dtype=bool)
     positions = jnp.broadcast_to(jnp.arange(size), (rows, size))
-    return target(x, Context(target.rope(positions), kv.bias(seen)[:, None]))[0]
+    return target(x, Context(target.rope(positions), kv.bias(seen)[:, None]), taps=taps)[0]
 
 
 def at_tokens(features: jax.Array, prefix: Prefix, count: int) -> jax.Array:
@@ -213,7 +226,8 @@ def propose(program: Program, params, state: DecodeState, sampling: Sampling) ->
 
 
 def target_pass(program: Program, params, state: DecodeState, drafted: Draft) -> tuple[jax.Array, Segment]:
-    """Second part: one pass over all nodes. Their features [R, N, d], and their keys and values."""
+    """Second part: one pass over all nodes. Their features [R, N, d], and the drafter's layers behind these if it reads
+    others (see `split`); and their keys and values."""
     target = nnx.merge(program.target, params["target"])
     branches = _branches(state)
     depths, ancestors = _shape_of(program, drafted)
@@ -225,7 +239,7 @@ def target_pass(program: Program, params, state: DecodeState, drafted: Draft) ->
         (kv.filled(state.cache[0].key.shape[2], state.length, state.holes),),
     )
     embeddings = target.embed(jnp.maximum(drafted.tokens, 0))
-    return target(jnp.concatenate([embeddings] * branches), context, (state.cache,))
+    return target(jnp.concatenate([embeddings] * branches), context, (state.cache,), program.taps)
 
 
 def decide(
@@ -239,6 +253,7 @@ def decide(
 ) -> Verdict:
     """Third part: which drafts are accepted, and the token behind them; see `verify`."""
     target, keys = nnx.merge(program.target, params["target"]), _step_keys(state, 1)
+    features, _ = split(features, program.taps)
     warp, branches = functools.partial(warping.warp, sampling=sampling), _branches(state)
     depths = jnp.broadcast_to(_shape_of(program, drafted)[0], drafted.tokens.shape)
 
@@ -285,7 +300,7 @@ def commit(
     if drafter is not None:
         drafter = drafter.replace(
             tokens=emitted,
-            features=jnp.take_along_axis(features, row_path[..., None], axis=1),
+            features=jnp.take_along_axis(split(features, program.taps)[1], row_path[..., None], axis=1),
             pending=jnp.maximum(kept, 1),
         )
     going = kept > 0

@@ -1,9 +1,9 @@
 """Drafting: a drafter fills a tree with tokens, level by level.
 
-The drafter is any module with `embed(tokens, target)`, `rope(slots)`, `__call__(embeddings, features, context, past)`,
-`logits(hidden, target)` and `linear_head(target)` (see `models.eagle`). It keeps a cache of its own, which holds pairs
-of accepted tokens and *true* target features; at the start of every step it takes in the pairs that the last step
-accepted.
+The drafter is any module with `embed(tokens, target)`, `fuse(features)`, `rope(slots)`, `__call__(embeddings, fused
+features, context, past)`, `logits(hidden, target)` and `linear_head(target)` (see `models.eagle`). It keeps a cache of
+its own, which holds pairs of accepted tokens and *true* target features; at the start of every step it takes in the
+pairs that the last step accepted.
 
 Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `N` nodes, `M` inner nodes, `V` tokens,
 `D` depth, `d` model width.
@@ -31,7 +31,8 @@ class DrafterState:
       cache: its keys and values.
       length: int [R], pairs in the cache.
       tokens: int [B, D + 1], tokens of the pairs that it has not taken in yet.
-      features: [R, D + 1, d], the target's features before these tokens.
+      features: [R, D + 1, d], the target's features before these tokens; what the drafter reads in their place if it
+        reads other layers, [R, D + 1, taps d].
       pending: int [B], how many of them are real; at least 1, and the last is the tree's root.
     """
 
@@ -113,7 +114,7 @@ def take_in(drafter, target, state: DrafterState) -> tuple[jax.Array, DrafterSta
     slots = state.length[:, None] + jnp.arange(size)
     context = Context(drafter.rope(slots), kv.bias(kv.causal(size))[None, None], (_seen(state),))
     embeddings = _tile(drafter.embed(jnp.maximum(state.tokens, 0), target), rows)
-    hidden, fresh = drafter(embeddings, state.features, context, (state.cache,))
+    hidden, fresh = drafter(embeddings, drafter.fuse(state.features), context, (state.cache,))
     pending = _tile(state.pending, rows)
     last = jnp.take_along_axis(hidden, (pending - 1)[:, None, None], axis=1)[:, 0]
     cache = kv.write(state.cache, fresh, state.length, after=last[:, 0])

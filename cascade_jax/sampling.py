@@ -56,7 +56,8 @@ def guide(logits: jax.Array, guidance: jax.Array | None) -> jax.Array:
     if guidance is None:
         return logits[0]
     conditional, unconditional = logits
-    return unconditional + guidance * (conditional - unconditional)
+    guided = unconditional + guidance * (conditional - unconditional)
+    return jnp.where(jnp.isneginf(unconditional), EXCLUDED, guided)  # what a head cannot draw stays so
 
 
 def guided_logits(head: Callable, features: jax.Array, guidance: jax.Array | None, *, linear: bool) -> jax.Array:

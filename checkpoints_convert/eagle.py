@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from cascade_jax.models.eagle import EagleConfig
-from cascade_jax.models.eagle3 import Eagle3Config
+from cascade_jax.models.eagle3 import Eagle3Config, layers_read
 from cascade_jax.models.llamagen import LlamaGenConfig
 from cascade_jax.models.transformer import BlockConfig
 from checkpoints_convert.formats import Format, Known
@@ -131,6 +131,7 @@ def _configure3(source: Source, known: Known) -> Eagle3Config:
         draft_vocab=source.shape("lm_head.weight")[0],
         vocab_size=source.shape("t2d")[0] if "t2d" in source.tensors else target.vocab_size,
         target_dim=target.dim,
+        taps=layers_read(target.layers),
         rope_base=float(settings.get("rope_theta", 10000)),
         own_embedding="embed_tokens.weight" in source.tensors,
     )
@@ -142,5 +143,6 @@ EAGLE3 = Format(
     ("fc.weight", "midlayer.self_attn.q_proj.weight", "midlayer.hidden_norm.weight", "lm_head.weight", "d2t"),
     _configure3,
     _eagle3,
-    skip=("t2d", "midlayer.self_attn.rotary_emb.inv_freq"),  # the inverse of d2t; a constant
+    # the inverse of d2t; d2t of a head that draws every token; a constant
+    skip=("t2d", "d2t", "midlayer.self_attn.rotary_emb.inv_freq"),
 )

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
+from cascade_jax.sampling import guide
 from cascade_jax.training import losses
 
 
@@ -16,6 +17,23 @@ def test_soft_cross_entropy_is_minus_the_target_weighted_log_likelihood():
     q, p = rng.normal(size=(2, 3, 5, 7))
     expected = -np.sum(_softmax(q) * np.log(_softmax(p)), axis=-1)
     np.testing.assert_allclose(losses.soft_cross_entropy(jnp.asarray(q), jnp.asarray(p)), expected, rtol=1e-5)
+
+
+def test_hard_cross_entropy_is_minus_the_log_likelihood_of_the_token():
+    rng = np.random.default_rng(3)
+    p, tokens = rng.normal(size=(3, 5, 7)), rng.integers(7, size=(3, 5))
+    expected = [[-np.log(_softmax(p)[i, j, tokens[i, j]]) for j in range(5)] for i in range(3)]
+    np.testing.assert_allclose(losses.hard_cross_entropy(jnp.asarray(p), jnp.asarray(tokens)), expected, rtol=1e-5)
+    assert np.isfinite(losses.hard_cross_entropy(jnp.asarray(p), jnp.full((3, 5), 8))).all()
+
+
+def test_the_guidance_aware_loss_compares_guided_distributions():
+    rng = np.random.default_rng(4)
+    q, p = rng.normal(size=(2, 2, 5, 7))  # both branches of target and drafter
+    mix = lambda x: x[1] + 3.0 * (x[0] - x[1])
+    expected = -np.sum(_softmax(mix(q)) * np.log(_softmax(mix(p))), axis=-1)
+    got = losses.soft_cross_entropy(guide(jnp.asarray(q), 3.0), guide(jnp.asarray(p), 3.0))
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
 
 
 def test_smooth_l1_is_quadratic_below_one_and_linear_above():
@@ -42,3 +60,21 @@ def test_expected_acceptance_is_one_minus_the_total_variation_distance():
     q, p = rng.normal(size=(2, 6, 11))
     distance = 0.5 * np.abs(_softmax(q) - _softmax(p)).sum(-1)
     np.testing.assert_allclose(losses.expected_acceptance(jnp.asarray(q), jnp.asarray(p)), 1 - distance, rtol=1e-5)
+
+
+def test_unrolled_steps_weigh_less_and_less():
+    np.testing.assert_allclose(losses.unroll_weights(4), [1, 0.8, 0.64, 0.512])
+    assert losses.unroll_weights(1) == (1.0,)
+
+
+def test_masked_means_leave_out_what_is_masked():
+    values, mask = jnp.array([[1.0, jnp.nan, 3.0], [5.0, 7.0, jnp.inf]]), jnp.array([[1, 0, 1], [1, 1, 0]], bool)
+    assert losses.masked_mean(values, mask) == 4.0
+    assert losses.masked_mean(values, jnp.zeros(3, bool)) == 0.0
+
+
+def test_ranks_count_what_the_drafter_holds_likelier():
+    rng = np.random.default_rng(5)
+    q, p = rng.normal(size=(2, 6, 11))
+    expected = [sorted(p[i], reverse=True).index(p[i, q[i].argmax()]) for i in range(6)]
+    np.testing.assert_array_equal(losses.rank_of_target(jnp.asarray(q), jnp.asarray(p)), expected)

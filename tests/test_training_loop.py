@@ -62,6 +62,10 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         sys.path.insert(0, sys.argv[2])
+        import jax
+        # As in this process, or else the same program is compiled to other bits.
+        jax.config.update("jax_default_matmul_precision", "highest")
+        jax.config.update("jax_disable_most_optimizations", True)
         import test_training_loop as t
         def batch_fn(step):
             if step == 15:
@@ -144,6 +148,35 @@ def test_revisions_happen_at_their_steps_and_survive_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "parts", batch_fn=_interrupted_at(16))
     np.testing.assert_array_equal(run(tmp_path / "parts")["b"], np.full(4, 7.0 + 14.0))
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too(tmp_path):
+    def steep(params, batch, key):
+        loss, metrics = _loss(params, batch, key)
+        return loss + jnp.sum(jnp.sqrt(params["b"] * 0)), metrics  # 0, of infinite slope
+
+    with pytest.raises(FloatingPointError, match=r"the loss or its gradient is nan in step 0 .*no checkpoint yet"):
+        _fit(tmp_path, loss_fn=steep, save_every=1)
+
+
+def test_the_best_evaluation_is_kept_also_over_an_interruption(tmp_path):
+    seen = []
+
+    def fit(figures, **changes):
+        figures = iter(figures)
+
+        def evaluate(params):
+            seen.append(jax.tree.map(np.array, params))
+            return {"alpha": next(figures)}
+
+        return _fit(tmp_path, evaluate=evaluate, evaluate_every=5, **changes)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit([1.0, 3.0], batch_fn=_interrupted_at(13))
+    last = fit([2.0, 2.5])
+    jax.tree.map(np.testing.assert_array_equal, loop.restore(tmp_path, last, "best"), seen[1])
+    jax.tree.map(np.testing.assert_array_equal, last, seen[3])
+    assert (tmp_path / "evaluation.csv").read_text().split() == ["step,alpha", "5,1.0", "10,3.0", "15,2.0", "20,2.5"]
 
 
 def test_restoring_from_nothing_says_so(tmp_path):

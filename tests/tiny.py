@@ -11,6 +11,7 @@ from flax import nnx
 from cascade_jax import decode
 from cascade_jax.acceptance import strict
 from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.models.eagle3 import Eagle3
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.sampling import Layout, Sampling, guide
 from cascade_jax.tree import DynamicTree, Tree
@@ -27,7 +28,7 @@ class Tiny:
     """A random target and a random drafter, with fixed prompts and keys for them."""
 
     target: LlamaGen
-    drafter: Eagle1
+    drafter: Eagle1 | Eagle3
 
     @property
     def length(self) -> int:
@@ -35,7 +36,8 @@ class Tiny:
 
     def program(self, tree: Tree | DynamicTree, layout: Layout | None = None) -> decode.Program:
         drafter = nnx.graphdef(self.drafter) if tree.depth else None
-        return decode.Program(nnx.graphdef(self.target), drafter, tree, self.length, layout)
+        taps = self.drafter.config.taps if tree.depth else ()
+        return decode.Program(nnx.graphdef(self.target), drafter, tree, self.length, layout, taps)
 
     def params(self, tree: Tree | DynamicTree, dtype=jnp.float32):
         states = {"target": nnx.state(self.target), "drafter": nnx.state(self.drafter) if tree.depth else None}

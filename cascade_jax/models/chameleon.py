@@ -21,7 +21,7 @@ from flax import nnx
 from cascade_jax.cache import Context, Segment
 from cascade_jax.decode import Prefix
 from cascade_jax.models.prompt import Prompt, TokenRows, stack_tokens, text_tokens, token_prefix
-from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_1d, run_blocks, to_logits
+from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_1d, run_target, to_logits
 from cascade_jax.sampling import Layout
 
 PIXELS = 16  # a code's side
@@ -179,10 +179,11 @@ class Chameleon(nnx.Module):
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""
         return rope_1d(positions, self.config.block.head_dim, self.config.rope_base)
 
-    def __call__(self, x: jax.Array, context: Context, past: tuple[Segment, ...] = ()) -> tuple[jax.Array, Segment]:
-        """Embeddings [R, S, d] to features [R, S, d] and the new tokens' keys and values."""
-        x, fresh = run_blocks(self.blocks, x, context, past)
-        return self.norm(x), fresh
+    def __call__(
+        self, x: jax.Array, context: Context, past: tuple[Segment, ...] = (), taps: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, Segment]:
+        """Embeddings [R, S, d] to features, see `run_target`, and the new tokens' keys and values."""
+        return run_target(self.blocks, self.norm, x, context, past, taps)
 
     def logits(self, features: jax.Array) -> jax.Array:
         """Features [..., d] to float32 logits [..., codebook_size], in the order of the VQ codes."""

@@ -36,6 +36,11 @@ class EagleConfig:
     rope_base: float = 10000.0
     vocab_size: int | None = None
 
+    @property
+    def taps(self) -> tuple[int, ...]:
+        """The target's features are all that it reads."""
+        return ()
+
 
 class Eagle1(nnx.Module):
     """The drafter. The head is the target's, and so is the token embedding unless it has its own."""
@@ -53,13 +58,13 @@ class Eagle1(nnx.Module):
             return target.embed(tokens)
         return self.embedding[...][target.table_row(tokens)]
 
+    def fuse(self, features: jax.Array) -> jax.Array:
+        """What the drafter reads of a target's pass: its features [..., d] as they are."""
+        return features
+
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""
-        c = self.config
-        if c.grid is None:
-            return rope_1d(positions, c.block.head_dim, c.rope_base)
-        table = jnp.asarray(rope_2d(c.grid, c.block.head_dim, c.condition_slots, c.rope_base))
-        return table[jnp.minimum(positions, len(table) - 1)]
+        return rope(self.config, positions)
 
     def __call__(
         self, embeddings: jax.Array, features: jax.Array, context: Context, past: tuple[Segment, ...] = ()
@@ -75,3 +80,12 @@ class Eagle1(nnx.Module):
     def linear_head(self, target: nnx.Module) -> bool:
         """Whether `logits` is a linear map of the hidden states."""
         return target.linear_head
+
+
+def rope(config, positions: jax.Array) -> jax.Array:
+    """Rotary cosines and sines [..., D/2, 2] of a drafter's slots int [...], as its `grid` says."""
+    head_dim = config.block.head_dim
+    if config.grid is None:
+        return rope_1d(positions, head_dim, config.rope_base)
+    table = jnp.asarray(rope_2d(config.grid, head_dim, config.condition_slots, config.rope_base))
+    return table[jnp.minimum(positions, len(table) - 1)]

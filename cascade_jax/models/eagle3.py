@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cascade_jax.cache import Context, Segment
-from cascade_jax.models.transformer import Attention, BlockConfig, FeedForward, Linear, RMSNorm, rope_1d
+from cascade_jax.models.eagle import rope
+from cascade_jax.models.transformer import Attention, BlockConfig, FeedForward, Linear, RMSNorm
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class Eagle3Config:
       draft_vocab: tokens that the head can draw.
       vocab_size: tokens of the target.
       target_dim: width of the target's features, three of which are fused.
+      taps: behind how many of the target's blocks these are read; `layers_read` gives the published drafters'.
+      grid: codes per side of the picture for LlamaGen's two-dimensional rotary embedding; None for the usual one.
+      condition_slots: slots before the first image token's pair, with `grid` only.
       own_embedding: whether the drafter has its own token embedding; else it uses the target's.
     """
 
@@ -31,8 +35,17 @@ class Eagle3Config:
     draft_vocab: int
     vocab_size: int
     target_dim: int
+    taps: tuple[int, int, int]
+    grid: int | None = None
+    condition_slots: int = 0
     rope_base: float = 10000.0
     own_embedding: bool = False
+
+
+def layers_read(layers: int) -> tuple[int, int, int]:
+    """Behind how many blocks of a target the public code reads it: 2, half of them, all but 3. Small targets, which
+    have no such blocks, are read behind the first, the middle and the last."""
+    return (2, layers // 2, layers - 3) if layers >= 6 else (1, (layers + 1) // 2, layers)
 
 
 class Eagle3(nnx.Module):
@@ -51,9 +64,8 @@ class Eagle3(nnx.Module):
         self.ffn = FeedForward(block, rngs)
         self.norm = RMSNorm(block.dim, block.norm_eps)
         self.head = Linear(block.dim, config.draft_vocab, rngs=rngs)
-        self.offsets = nnx.Param(
-            jnp.zeros(config.draft_vocab, jnp.int32)
-        )  # EAGLE's d2t: draft j is token j + offsets[j]
+        if config.draft_vocab != config.vocab_size:  # EAGLE's d2t: draft j is token j + offsets[j]
+            self.offsets = nnx.Param(jnp.zeros(config.draft_vocab, jnp.int32))
 
     def embed(self, tokens: jax.Array, target: nnx.Module) -> jax.Array:
         """Tokens int [...] to the embeddings [..., d] that this drafter takes in."""
@@ -65,7 +77,7 @@ class Eagle3(nnx.Module):
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""
-        return rope_1d(positions, self.config.block.head_dim, self.config.rope_base)
+        return rope(self.config, positions)
 
     def __call__(
         self, embeddings: jax.Array, features: jax.Array, context: Context, past: tuple[Segment, ...] = ()
@@ -81,7 +93,7 @@ class Eagle3(nnx.Module):
         del target
         drawn = self.head(self.norm(hidden)).astype(jnp.float32)
         if self.config.draft_vocab == self.config.vocab_size:
-            return drawn  # EAGLE reads d2t only where it is needed
+            return drawn
         tokens = jnp.arange(self.config.draft_vocab) + self.offsets[...]
         logits = jnp.full((*hidden.shape[:-1], self.config.vocab_size), -jnp.inf)
         return logits.at[..., tokens].set(drawn)

@@ -19,7 +19,7 @@ from flax import nnx
 from cascade_jax.cache import Context, Segment
 from cascade_jax.decode import Prefix
 from cascade_jax.models.prompt import Prompt
-from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_2d, rope_at, run_blocks, to_logits
+from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_2d, rope_at, run_target, to_logits
 
 
 @dataclass(frozen=True)
@@ -176,10 +176,11 @@ class LlamaGen(nnx.Module):
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]; slots past the picture's end read the last one."""
         return jnp.asarray(self.config.rope_table)[jnp.minimum(positions, len(self.config.rope_table) - 1)]
 
-    def __call__(self, x: jax.Array, context: Context, past: tuple[Segment, ...] = ()) -> tuple[jax.Array, Segment]:
-        """Embeddings [R, S, d] to features [R, S, d] and the new tokens' keys and values."""
-        x, fresh = run_blocks(self.blocks, x, context, past)
-        return self.norm(x), fresh
+    def __call__(
+        self, x: jax.Array, context: Context, past: tuple[Segment, ...] = (), taps: tuple[int, ...] = ()
+    ) -> tuple[jax.Array, Segment]:
+        """Embeddings [R, S, d] to features, see `run_target`, and the new tokens' keys and values."""
+        return run_target(self.blocks, self.norm, x, context, past, taps)
 
     def logits(self, features: jax.Array) -> jax.Array:
         """Features [..., d] to float32 logits [..., vocab_size]."""

@@ -162,9 +162,13 @@ class Attention(nnx.Module):
         query = query * jnp.asarray(c.head_dim**-0.5, query.dtype)
 
         # Softmax by hand: its sum divides once, behind the values, and no segment is copied to be joined with another.
-        segments = (*past, fresh)
+        segments, biases = (*past, fresh), (*context.past_bias, context.new_bias)
         scores = []
-        for segment, bias in zip(segments, (*context.past_bias, context.new_bias), strict=True):
+        for segment, bias in zip(segments, biases, strict=True):
+            if bias is None:
+                own = jnp.tile(segment.key, (1, 1, self.groups, 1)).astype(query.dtype)
+                scores.append(jnp.sum((query * own).astype(jnp.float32), axis=-1, keepdims=True))
+                continue
             s = jnp.einsum(
                 "rkqd,rktd->rkqt", query, segment.key.astype(query.dtype), preferred_element_type=jnp.float32
             )
@@ -172,10 +176,13 @@ class Attention(nnx.Module):
         top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
         top = jax.lax.stop_gradient(top)
         out, total = 0.0, 0.0
-        for segment, s in zip(segments, scores, strict=True):
+        for segment, bias, s in zip(segments, biases, scores, strict=True):
             weights = jnp.exp(s - top)
             total += jnp.sum(weights, axis=-1, keepdims=True)
             values = segment.value.astype(query.dtype)
+            if bias is None:
+                out += weights * jnp.tile(values, (1, 1, self.groups, 1)).astype(jnp.float32)
+                continue
             out += jnp.einsum(
                 "rkqt,rktd->rkqd", weights.astype(query.dtype), values, preferred_element_type=jnp.float32
             )
@@ -219,8 +226,33 @@ def run_blocks(blocks, x: jax.Array, context: Context, past: tuple[Segment, ...]
     Unrolled: on CPU a scan over stacked layers copies each layer's weights out of the stack, which costs more than the
     arithmetic.
     """
-    fresh = []
+    outputs, fresh = _run(blocks, x, context, past)
+    return outputs[-1], fresh
+
+
+def run_target(
+    blocks, norm, x: jax.Array, context: Context, past: tuple[Segment, ...], taps: tuple[int, ...]
+) -> tuple[jax.Array, Segment]:
+    """A target's pass: `run_blocks`, then its last norm.
+
+    Args:
+      taps: what an EAGLE-3 drafter reads beside the features: the outputs of so many blocks, each from 1 to all.
+
+    Returns:
+      Features [R, S, d], or [R, S, (1 + taps) d] with the tapped outputs behind them; and the new tokens' segment.
+    """
+    outputs, fresh = _run(blocks, x, context, past)
+    features = norm(outputs[-1])
+    if taps:
+        features = jnp.concatenate([features, *(outputs[tap] for tap in taps)], axis=-1)
+    return features, fresh
+
+
+def _run(blocks, x, context, past):
+    """The input and the outputs of all blocks, and the new tokens' segment."""
+    outputs, fresh = [x], []
     for i, block in enumerate(blocks):
         x, kv = block(x, context, tuple(segment[i] for segment in past))
+        outputs.append(x)
         fresh.append(kv)
-    return x, tuple(fresh)
+    return outputs, tuple(fresh)

@@ -12,12 +12,11 @@ from flax import nnx
 
 from cascade_jax import bundle
 from cascade_jax.bundle import Bundle, Config, replaced
-from cascade_jax.models.eagle import Eagle1
 from cascade_jax.scenes import target as target_recipe
 from cascade_jax.scenes import tokenizer as tokenizer_recipe
-from cascade_jax.scenes.drafter import drafter_config
 from cascade_jax.scenes.judge import load_judge
-from cascade_jax.training import loop
+from cascade_jax.training import run
+from cascade_jax.training.drafter import sizes
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
 SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.5}
@@ -31,10 +30,12 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
     trained = target_recipe.load_target(runs / "target", tokenizer)
     params = {**trained, "vq": nnx.split(tokenizer)[1], "drafter": None}
     config = target_recipe.TARGET
-    eagle = drafter_config(config) if drafter else None
+    eagle = None
     if drafter:
-        _, template = nnx.split(nnx.eval_shape(lambda: Eagle1(eagle, rngs=nnx.Rngs(0))))
-        params["drafter"] = loop.restore(runs / "drafter", template)
+        place = runs / "drafter"
+        # Runs from before there were several kinds do not say which they are.
+        eagle = run.trained(place)[0] if run.is_run(place) else sizes("eagle1", config)
+        params["drafter"] = run.parameters(place, eagle)
     settings = {
         name: json.loads((runs / name / "settings.json").read_text())
         for name in ("target", "drafter")

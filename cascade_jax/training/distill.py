@@ -1,0 +1,234 @@
+"""Making training data: pictures that the target draws itself, or real ones that its picture tokenizer encodes.
+
+A row depends on its prompt, its number and the seed alone, and a shard is written whole or not at all: a run that was
+stopped goes on where it stopped, and several processes can each make a part of the shards in one folder.
+"""
+
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from PIL import Image, ImageOps
+
+from cascade_jax import acceptance, decode
+from cascade_jax.bundle import Bundle
+from cascade_jax.models.prompt import Prompt
+from cascade_jax.models.vq import to_float
+from cascade_jax.sampling import Sampling
+from cascade_jax.training import data
+from cascade_jax.training.drafter import branch_features
+from cascade_jax.training.settings import settle
+from cascade_jax.tree import ROOT
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+Say = Callable[[str], None]
+
+
+def draw(
+    model: Bundle,
+    folder: str | pathlib.Path,
+    prompts: Sequence[str | Prompt],
+    *,
+    count: int,
+    batch: int,
+    seed: int,
+    sampling: Sampling,
+    features: tuple[int, ...] | None = None,
+    part: tuple[int, int] = (0, 1),
+    name: str = "",
+    say: Say = lambda _: None,
+) -> data.Data | None:
+    """Lets the target draw `count` pictures, token by token, and keeps their tokens.
+
+    Args:
+      prompts: row i's prompt is the i-th; if there are fewer, they are gone through again.
+      batch: rows drawn at once, and rows of a shard.
+      features: keep the target's features too, and these layers behind them (see `decode.split`); None keeps none.
+      part: (k, n) makes every n-th shard from the k-th on, for n processes that work on one folder.
+      name: of the model, for messages.
+      say: called with a line on every shard.
+
+    Returns:
+      The finished data; None while other parts are missing.
+
+    Raises:
+      ValueError: if `folder` holds data made with other settings, or a prompt cannot be read.
+    """
+    sampling = sampling.checked()
+    settings = {name: None if x is None else float(x) for name, x in vars(sampling).items()}
+    digest = hashlib.sha256(json.dumps([p if isinstance(p, str) else "" for p in prompts]).encode()).hexdigest()
+    settings = {"source": "drawn", "seed": seed, "sampling": settings, "prompts": digest[:16]}
+    program = model.program(ROOT)
+    params, guided = model.decoding_params(program), sampling.guidance is not None
+
+    def make(numbers):
+        asked = [prompts[i % len(prompts)] for i in numbers]
+        encoded = model.encode(asked)
+        key = jax.random.key(seed)
+        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(numbers))
+        prefix = model.prefix(encoded, guided=guided)
+        state = decode.generate_jit(program, params, prefix, keys, acceptance.strict(), sampling)
+        return np.asarray(state.tokens[:, : model.length]), _captions(asked), encoded
+
+    return _make(model, folder, make, count, batch, features, part, name, settings, say)
+
+
+def encode(
+    model: Bundle,
+    folder: str | pathlib.Path,
+    pictures: str | pathlib.Path,
+    *,
+    batch: int,
+    count: int | None = None,
+    features: tuple[int, ...] | None = None,
+    part: tuple[int, int] = (0, 1),
+    name: str = "",
+    say: Say = lambda _: None,
+) -> data.Data | None:
+    """Encodes captioned pictures by the model's picture tokenizer, as LANTERN trains its drafters; else as `draw`.
+
+    Args:
+      pictures: see `captioned`. Pictures are cropped to the model's shape around their middle and resized.
+      count: the first so many, in order of their names; None for all.
+
+    Raises:
+      ValueError: as of `draw`, or if a picture or its caption cannot be read.
+    """
+    found = captioned(pathlib.Path(pictures))
+    if count is not None and count > len(found):
+        raise ValueError(f"{pictures} holds {len(found)} captioned pictures, and {count} are asked for")
+    found = found[:count]
+    names = json.dumps([(path.name, caption) for path, caption in found])
+    settings = {"source": "encoded", "pictures": hashlib.sha256(names.encode()).hexdigest()[:16]}
+    graph, state = nnx.split(model.merged("vq"))
+    rows, columns = _codes_shape(model)
+    side = model.config.vq.downsampling
+
+    def make(numbers):
+        chosen = [found[i % len(found)] for i in numbers]
+        images = np.stack([read_picture(path, columns * side, rows * side) for path, _ in chosen])
+        codes = np.asarray(_codes(graph, state, images)).reshape(len(images), -1)
+        captions = [caption for _, caption in chosen]
+        return tokens_of(codes, model.layout), captions, model.encode(captions)
+
+    return _make(model, folder, make, len(found), batch, features, part, name, settings, say)
+
+
+def captioned(folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
+    """Pictures and captions of a folder, by name: PICTURE.txt beside PICTURE.png, or lines {"file_name", "text"} in
+    metadata.jsonl.
+
+    Raises:
+      ValueError: if there are none, or a picture has no caption.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder of pictures {folder}")
+    listing = folder / "metadata.jsonl"
+    if listing.exists():
+        try:
+            lines = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+            found = [(folder / line["file_name"], str(line["text"]).strip()) for line in lines]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f'{listing} has a line that is not {{"file_name": ..., "text": ...}}: {error}') from error
+    else:
+        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+        for path in paths:
+            if not path.with_suffix(".txt").exists():
+                raise ValueError(f"{path} has no caption: put it into {path.with_suffix('.txt').name} beside it")
+        found = [(path, path.with_suffix(".txt").read_text(encoding="utf-8").strip()) for path in paths]
+    if not found:
+        raise ValueError(f"{folder} holds no pictures with captions")
+    for path, caption in found:
+        if not path.is_file() or not caption:
+            raise ValueError(f"{path} {'has an empty caption' if path.is_file() else 'is not there'}")
+    return found
+
+
+def read_picture(path: pathlib.Path, width: int, height: int) -> np.ndarray:
+    """A picture, cropped around its middle and resized: uint8 [height, width, 3].
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            fitted = ImageOps.fit(
+                ImageOps.exif_transpose(image).convert("RGB"), (width, height), Image.Resampling.LANCZOS
+            )
+            return np.asarray(fitted)
+    except (OSError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the picture {path}: {error}") from error
+
+
+def tokens_of(codes: np.ndarray, layout) -> np.ndarray:
+    """Drawn tokens int [B, T] of a picture's codes int [B, n]: the codes, and between them what the layout forces."""
+    if layout is None:
+        return codes
+    forced = np.array(layout.forced)
+    tokens = np.broadcast_to(forced, (len(codes), len(forced))).copy()
+    tokens[:, forced < 0] = codes
+    return tokens
+
+
+def _codes_shape(model: Bundle) -> tuple[int, int]:
+    found = jax.eval_shape(model.config.target.codes, jax.ShapeDtypeStruct((1, model.length), np.int32))
+    return found.shape[1:]
+
+
+@jax.jit(static_argnums=0)
+def _codes(graph, state, images: jax.Array) -> jax.Array:
+    return nnx.merge(graph, state).encode_codes(to_float(images))
+
+
+@jax.jit(static_argnums=(0, 1))
+def _features(graph, taps, state, prefix, tokens: jax.Array) -> jax.Array:
+    return branch_features(nnx.merge(graph, state), prefix, tokens, taps)
+
+
+def _captions(asked: Sequence[str | Prompt]) -> list[str]:
+    return [prompt if isinstance(prompt, str) else "" for prompt in asked]
+
+
+def _make(
+    model: Bundle,
+    folder: str | pathlib.Path,
+    make: Callable[[list[int]], tuple[np.ndarray, list[str], list[Prompt]]],
+    count: int,
+    batch: int,
+    features: tuple[int, ...] | None,
+    part: tuple[int, int],
+    name: str,
+    settings: dict[str, Any],
+    say: Say,
+) -> data.Data | None:
+    """Makes the missing shards: `make` gives tokens, captions and prompts of the rows with these numbers."""
+    folder, state = pathlib.Path(folder), model.params["target"]
+    digest = data.fingerprint(state)
+    about = {"format": data.FORMAT, "target": digest, "model": name, "count": count, "shard": batch}
+    about |= {"length": model.length, "features": None if features is None else list(features)}
+    about |= {"dtype": str(jax.tree.leaves(state)[0].dtype), **settings}
+    settle(folder / "data.json", about, "data")
+    graph, total, done = model.program(ROOT).target, -(-count // batch), data.shards(folder)
+    missing = [shard for shard in range(part[0], total, part[1]) if shard not in done]
+    begin = time.monotonic()
+    for made, shard in enumerate(missing, 1):
+        # The last shard is made whole, and cut: all batches are of one shape.
+        tokens, captions, prompts = make([shard * batch + row for row in range(batch)])
+        kept = None
+        if features is not None:
+            kept = np.asarray(_features(graph, features, state, model.prefix(prompts, guided=True), tokens))
+        rows = min(batch, count - shard * batch)
+        data.write_shard(
+            folder, shard, tokens[:rows], captions[:rows], prompts[:rows], None if kept is None else kept[:rows]
+        )
+        each = (time.monotonic() - begin) / (made * batch)
+        left = each * batch * (len(missing) - made) / 60
+        say(f"shard {shard + 1} of {total}: {each:.2f} s a picture, {left:.1f} min left")
+    return data.Data(folder, digest) if len(data.shards(folder)) == total else None

@@ -1,0 +1,350 @@
+"""Training a drafter: EAGLE-1 or EAGLE-3, standard or weighed by convergence (the paper's section 4.3).
+
+At every position of a sequence the drafter sees the embedding of the next token and the target's true feature, with a
+little noise, for below a tree's root it will see its own estimates; and predicts the next feature, or what its own head
+turns into the next token. With `unroll` it goes on from its own estimates, as it will have to: EAGLE-3's training-time
+test. Step i of it predicts, at every position at once, the token i further on.
+
+The target is frozen. Its features are read from the data, or computed in the step.
+
+Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `P` prefix slots, `T` tokens,
+`S = P + T - 1` slots, `d` model width, `V` tokens.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+
+from cascade_jax.cache import Context, bias, causal
+from cascade_jax.decode import Prefix, at_tokens, split, teacher_forced
+from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.models.eagle3 import Eagle3, Eagle3Config, layers_read
+from cascade_jax.models.llamagen import LlamaGenConfig
+from cascade_jax.sampling import Layout, guided_logits
+from cascade_jax.training import losses
+from cascade_jax.training.data import Data, by_branch, by_row
+
+KINDS = {"eagle1": Eagle1, "eagle3": Eagle3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the drafter learns.
+
+    Attributes:
+      convergence_weight: the paper's c, by which the soft cross-entropy weighs more where consecutive features
+        converge; 1 is the standard drafter.
+      tau_seq: least cosine of consecutive features that converge.
+      soft: weight of the cross-entropy with the target's distribution.
+      hard: weight of the cross-entropy with the token that the target drew.
+      feature: weight of SmoothL1 between estimates and features; 0 for a drafter whose estimates are its own affair.
+      unroll: steps of training-time test; 1 is teacher forcing alone.
+      unroll_decay: every further step of it weighs that much of the one before.
+      guidance: compare the guided distributions of both branches under this guidance scale; None trains on one branch
+        of each sequence, the conditional one but for the share `unconditional`.
+      unconditional: see `guidance`.
+      noise: features are seen with uniform noise of width noise * 512 / length of the sequence.
+      remat: compute activations again in the backward pass instead of keeping them.
+      dtype: type of the drafter's activations; its parameters, and logits, are float32.
+    """
+
+    convergence_weight: float = 1.0
+    tau_seq: float = 0.5
+    soft: float = 0.1
+    hard: float = 0.1
+    feature: float = 1.0
+    unroll: int = 1
+    unroll_decay: float = 0.8
+    guidance: float | None = None
+    unconditional: float = 0.1
+    noise: float = 0.2
+    remat: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        for name in ("convergence_weight", "soft", "hard", "feature", "unroll_decay", "noise"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.unroll < 1:
+            raise ValueError(f"unroll must be at least 1, not {self.unroll}")
+        if not 0 <= self.unconditional <= 1:
+            raise ValueError(f"unconditional is a share between 0 and 1, not {self.unconditional}")
+        if self.dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+
+
+def standard(kind: str) -> Objective:
+    """What the public code of a kind of drafter trains on."""
+    if kind == "eagle3":
+        return Objective(soft=1.0, hard=0.0, feature=0.0, unroll=7, noise=0.0)
+    return Objective()
+
+
+@dataclasses.dataclass(frozen=True)
+class Graphs:
+    """What shapes the compiled step.
+
+    Attributes:
+      target: the target's graph definition.
+      drafter: the drafter's.
+      taps: the target's layers that the drafter reads.
+      layout: what may stand where among the tokens.
+    """
+
+    target: nnx.GraphDef
+    drafter: nnx.GraphDef
+    taps: tuple[int, ...]
+    layout: Layout | None = None
+
+
+def sizes(kind: str, target: Any, rope_base: float | None = None) -> EagleConfig | Eagle3Config:
+    """A new drafter's sizes for a target of these sizes: one of its blocks.
+
+    Raises:
+      ValueError: if there is no such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"unknown drafter {kind!r}; known: {', '.join(KINDS)}")
+    picture = isinstance(target, LlamaGenConfig)
+    places = {
+        "grid": target.grid if picture else None,
+        "condition_slots": target.condition_tokens - 1 if picture else 0,
+        "rope_base": rope_base or target.rope_base,
+    }
+    if kind == "eagle1":
+        return EagleConfig(dataclasses.replace(target.block, input_norm=False), **places)
+    block = dataclasses.replace(target.block, qk_norm=False)
+    codes = target.vocab_size if picture else target.codebook_size
+    return Eagle3Config(block, codes, codes, target.dim, layers_read(target.layers), **places)
+
+
+def start(config: EagleConfig | Eagle3Config, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """A fresh drafter."""
+    kind = Eagle1 if isinstance(config, EagleConfig) else Eagle3
+    return nnx.split(kind(config, rngs=nnx.Rngs(seed)))
+
+
+def prefix_of(graphs: Graphs, target: nnx.Module, drafter: nnx.Module | None, prompts: Any) -> Prefix:
+    """What stands before the tokens in both branches, from stacked prompts as `data.by_row` lays them out."""
+    return target.prefix(by_branch(prompts), True, drafter)
+
+
+def branch_features(target: nnx.Module, prefix: Prefix, tokens: jax.Array, taps: tuple[int, ...]) -> jax.Array:
+    """The target's features [B, 2, S, (1 + taps) d] over both branches' prefixes and tokens int [B, T]."""
+    features = teacher_forced(target, prefix, jnp.concatenate([tokens, tokens]), taps)
+    return features.reshape(2, len(tokens), *features.shape[1:]).swapaxes(0, 1)
+
+
+def unrolled(drafter, embeddings: jax.Array, fused: jax.Array, steps: int, remat: bool = False) -> list[jax.Array]:
+    """The drafter's estimates [R, S - 1, d] in every step of training-time test.
+
+    Position s of step i stands where a chain of i drafts behind slot s stands: it takes in the token at slot s + 1 + i
+    and its own estimate of step i - 1, at rotary position s + i, and sees the true pairs up to slot s and the pairs of
+    its own chain. In step 0 that is teacher forcing. At the end of a sequence tokens run out; ignore what is there.
+
+    Args:
+      embeddings: [R, S, d], what stands at every slot.
+      fused: [R, S - 1, d], true features as `drafter.fuse` gives them.
+    """
+    rows, size, _ = fused.shape
+    seen = bias(causal(size))[None, None]
+
+    def step(hidden, past, i):
+        tokens = embeddings[:, 1 + i :]
+        tokens = jnp.pad(tokens, [(0, 0), (0, size - tokens.shape[1]), (0, 0)])
+        slots = jnp.broadcast_to(jnp.arange(size) + i, (rows, size))
+        past_bias = tuple(seen if j == 0 else None for j in range(i))
+        context = Context(drafter.rope(slots), None if i else seen, past_bias)
+        return drafter(tokens, hidden, context, past)
+
+    hidden, past, estimates = fused, (), []
+    for i in range(steps):
+        run = functools.partial(step, i=i)
+        hidden, fresh = (jax.checkpoint(run) if remat else run)(hidden, past)
+        estimates.append(hidden)
+        past = (*past, fresh)
+    return estimates
+
+
+def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.Array, frozen) -> tuple[jax.Array, dict]:
+    """Loss [] and metrics of a batch, for `loop.fit`.
+
+    Args:
+      params: the drafter's state.
+      batch: see `Batches`.
+      frozen: the target's state.
+    """
+    target, drafter = nnx.merge(graphs.target, frozen), nnx.merge(graphs.drafter, params)
+    tokens, dtype = batch["tokens"], jnp.dtype(objective.dtype)
+    batch_size, length = tokens.shape
+    prefix = prefix_of(graphs, target, drafter, batch["prompts"])
+    kept = batch.get("features")
+    if kept is not None:
+        kept = kept.swapaxes(0, 1).reshape(-1, *kept.shape[2:])
+    if objective.guidance is None:
+        rows = jnp.arange(batch_size) + jnp.where(batch["unconditional"], batch_size, 0)
+        prefix, kept = jax.tree.map(lambda x: x[rows], (prefix, kept))
+    branches = len(prefix.length) // batch_size
+    everywhere = jnp.concatenate([tokens] * branches)
+    if kept is None:
+        kept = teacher_forced(target, prefix, everywhere, graphs.taps)
+    features, read = split(jax.lax.stop_gradient(kept), graphs.taps)
+
+    size = features.shape[1]
+    place = jax.vmap(lambda x, new, at: jax.lax.dynamic_update_slice_in_dim(x, new, at, axis=0))
+    known = prefix.drafter_embeddings.astype(dtype)
+    embeddings = jnp.pad(known, [(0, 0), (0, size - known.shape[1]), (0, 0)])
+    embeddings = place(embeddings, drafter.embed(everywhere[:, :-1], target).astype(dtype), prefix.length)
+    read = read[:, :-1].astype(dtype) + _noise(objective.noise, key, batch["row"], prefix, length, read[:, :-1], dtype)
+    estimates = unrolled(drafter, embeddings, drafter.fuse(read), objective.unroll, objective.remat)
+
+    true = at_tokens(features, prefix, length)[:, 1:]  # of the second token and later: [R, T - 1, d]
+    weights = 1.0
+    if objective.convergence_weight != 1:
+        conditional = true[:batch_size].astype(jnp.float32)
+        weights = losses.convergence_weights(conditional, objective.convergence_weight, objective.tau_seq)
+    free = np.ones(length - 1, bool) if graphs.layout is None else np.array(graphs.layout.forced[1:length]) < 0
+    guided = functools.partial(_guided, target, drafter, objective.guidance, batch_size)
+
+    def terms(estimate, true, tokens, weights, free):
+        q, p = guided(true, estimate)
+        mean = functools.partial(losses.masked_mean, mask=free)
+        found = {"soft": mean(weights * losses.soft_cross_entropy(q, p))}
+        if objective.hard:
+            found["hard"] = mean(losses.hard_cross_entropy(p, tokens))
+        if objective.feature:
+            found["feature"] = jnp.mean(losses.smooth_l1(estimate.astype(jnp.float32), true.astype(jnp.float32)))
+        rank = losses.rank_of_target(q, p)
+        accuracy = {f"top{k}": mean((rank < k).astype(jnp.float32)) for k in (1, 2, 3)}
+        return found, {"acceptance": mean(losses.expected_acceptance(q, p)), **accuracy}
+
+    if objective.remat:
+        terms = jax.checkpoint(terms)
+    total, metrics = 0.0, {}
+    for i, weight in enumerate(losses.unroll_weights(objective.unroll, objective.unroll_decay)):
+        ahead = at_tokens(estimates[i], prefix, length - 1)[:, : length - 1 - i]
+        later = weights if isinstance(weights, float) else weights[:, i:]
+        found, figures = terms(ahead, true[:, i:], tokens[:, 1 + i :], later, free[i:])
+        total += weight * sum(getattr(objective, name) * value for name, value in found.items())
+        if i == 0:
+            metrics |= {**found, **figures}
+        else:
+            metrics[f"acceptance{i + 1}"] = figures["acceptance"]
+    return total, jax.lax.stop_gradient(metrics)
+
+
+def _noise(width: float, key: jax.Array, row: jax.Array, prefix: Prefix, length: int, like: jax.Array, dtype):
+    """Uniform noise [R, S - 1, w]; a row's depends on the key and its number alone."""
+    if not width:
+        return jnp.zeros((), dtype)
+    branches = len(prefix.length) // len(row)
+    numbers = jnp.concatenate([branches * row + branch for branch in range(branches)])
+    uniform = lambda number: jax.random.uniform(jax.random.fold_in(key, number), like.shape[1:], dtype) - 0.5
+    scale = width * 512 / (prefix.length + length)
+    return jax.vmap(uniform)(numbers) * scale[:, None, None].astype(dtype)
+
+
+def _guided(target, drafter, guidance: float | None, batch: int, true: jax.Array, estimate: jax.Array):
+    """The target's and the drafter's logits [B, n, V] from features and estimates [R, n, d]."""
+    true, estimate = (x.reshape(-1, batch, *x.shape[1:]) for x in (true, estimate))
+    q = guided_logits(target.logits, true, guidance, linear=target.linear_head)
+    head = functools.partial(drafter.logits, target=target)
+    return jax.lax.stop_gradient(q), guided_logits(head, estimate, guidance, linear=drafter.linear_head(target))
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How the drafter learns: AdamW with betas 0.9 and 0.95, warm-up, then decay to (almost) 0.
+
+    Attributes:
+      rate: the highest learning rate.
+      warmup: share of the steps in which the rate rises.
+      decay: "linear" or "cosine".
+      clip: bound on every entry of the gradient; None for none.
+      norm: bound on the gradient's norm; None for none.
+    """
+
+    rate: float = 1e-4
+    warmup: float = 0.03
+    decay: str = "linear"
+    clip: float | None = 0.5
+    norm: float | None = None
+
+    def __post_init__(self):
+        if self.decay not in ("linear", "cosine"):
+            raise ValueError(f"decay must be linear or cosine, not {self.decay!r}")
+        if not 0 < self.rate < float("inf") or not 0 <= self.warmup < 1:
+            raise ValueError(f"rate must be positive and warmup a share below 1, not {self.rate} and {self.warmup}")
+
+    def optimizer(self, steps: int) -> optax.GradientTransformation:
+        """The optimiser of a run of so many steps."""
+        rising = int(self.warmup * steps) + 1
+        if self.decay == "cosine":
+            rate = optax.warmup_cosine_decay_schedule(0.0, self.rate, rising, max(steps, rising + 1), self.rate / 200)
+        else:
+            falling = optax.linear_schedule(self.rate, 0.0, max(steps - rising, 1))
+            rate = optax.join_schedules([optax.linear_schedule(0.0, self.rate, rising), falling], [rising])
+        clips = [] if self.clip is None else [optax.clip(self.clip)]
+        clips += [] if self.norm is None else [optax.clip_by_global_norm(self.norm)]
+        return optax.chain(*clips, optax.adamw(rate, b1=0.9, b2=0.95))
+
+
+class Batches:
+    """The batches of a run: step -> {"tokens": int [B, T], "prompts": stacked prompts, see `data.by_row`, "row": int
+    [B], its number in the batch, "unconditional": bool [B], "features": kept features [B, 2, S, w], if there are any}.
+
+    Epochs go over the first `rows` rows of the data. With several processes each gets its own part of a batch.
+    """
+
+    def __init__(self, data: Data, target: Any, *, rows: int, batch: int, seed: int, objective: Objective, taps):
+        if not batch <= rows:
+            raise ValueError(f"a batch of {batch} does not fit into {rows} rows to train on")
+        self._data, self._target, self._rows, self._batch, self._seed = data, target, rows, batch, seed
+        self._unconditional = objective.unconditional
+        self.per_epoch = rows // batch
+        self._columns = None if data.taps is None or not set(taps) <= set(data.taps) else _columns(data.taps, taps)
+        self._epoch = functools.lru_cache(maxsize=4)(lambda epoch: data.order(rows, seed, epoch))
+        self._widest = self._longest()
+
+    def __call__(self, step: int) -> dict[str, Any]:
+        epoch, within = divmod(step, self.per_epoch)
+        chosen = self._epoch(epoch)[within * self._batch : (within + 1) * self._batch]
+        number = np.arange(self._batch)
+        unconditional = np.random.default_rng((self._seed, 1, step)).random(self._batch) < self._unconditional
+        part = np.array_split(number, jax.process_count())[jax.process_index()]
+        tokens, _, prompts = self._data.rows(chosen[part])
+        made = {
+            "tokens": tokens,
+            "prompts": by_row(self._target.stack(prompts), self._widest),
+            "row": number[part].astype(np.int32),
+            "unconditional": unconditional[part],
+        }
+        if self._columns is not None:
+            slots = self._data.kept_slots if self._widest is None else self._widest + tokens.shape[1] - 1
+            kept = self._data.features(chosen[part], slots)
+            kept = kept.reshape(*kept.shape[:3], -1, self._target.dim)[..., self._columns, :]
+            made["features"] = kept.reshape(*kept.shape[:3], -1)
+        return made
+
+    def _longest(self) -> int | None:
+        """Slots of the longest prompt, where they differ: then all batches have one shape."""
+        first = self._target.stack(self._data.rows([0])[2])
+        if not hasattr(first, "length"):
+            return None
+        widest = 0
+        for start in range(0, self._data.count, 1024):
+            prompts = self._data.rows(range(start, min(start + 1024, self._data.count)))[2]
+            widest = max(widest, self._target.stack(prompts).ids.shape[1])
+        return widest
+
+
+def _columns(kept: Sequence[int], taps: Sequence[int]) -> list[int]:
+    """Where the features and the layers `taps` stand among kept ones."""
+    return [0, *(1 + list(kept).index(tap) for tap in taps)]

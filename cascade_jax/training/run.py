@@ -1,0 +1,203 @@
+"""From data to a drafter inside a model: a training run with held-out evaluation, and putting its result into a bundle.
+
+OUT/drafter.json    the drafter's sizes, and the digest of its target
+OUT/best/           its parameters at the best evaluation; see `loop.fit` for the rest
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from cascade_jax import bundle, decode
+from cascade_jax.acceptance import Rule
+from cascade_jax.bundle import Bundle
+from cascade_jax.models.eagle import EagleConfig
+from cascade_jax.models.eagle3 import Eagle3Config
+from cascade_jax.models.prompt import Prompt
+from cascade_jax.training import data, loop
+from cascade_jax.training.drafter import Batches, Graphs, Objective, Schedule, drafter_loss, sizes, standard, start
+from cascade_jax.training.settings import settle
+from cascade_jax.tree import ROOT, DynamicTree, Tree
+
+Methods = Mapping[str, tuple[Rule, Tree | DynamicTree]]
+
+
+def train(
+    model: Bundle,
+    rows: data.Data,
+    folder: str | pathlib.Path,
+    *,
+    kind: str = "eagle1",
+    objective: Objective | None = None,
+    schedule: Schedule | None = None,
+    batch: int = 8,
+    steps: int | None = None,
+    epochs: int = 20,
+    seed: int = 0,
+    held_out: float = 0.05,
+    methods: Methods | None = None,
+    evaluate_every: int = 1,
+    evaluated: int = 8,
+    accumulate: int = 1,
+    mesh: Mesh | None = None,
+    save_every: int = 250,
+) -> tuple[EagleConfig | Eagle3Config, nnx.State]:
+    """Trains a drafter for the model's target; goes on from the newest checkpoint in `folder`.
+
+    Args:
+      rows: what to train on, made by this target.
+      kind: "eagle1" or "eagle3".
+      objective: what it learns; None for the kind's standard.
+      schedule: how; None for the public code's.
+      batch: rows of a step, over all devices and parts.
+      steps: of the whole run; None for `epochs` times the data.
+      seed: of the first parameters, the order of the data and the noise.
+      held_out: share of the rows, the last ones, that are not trained on.
+      methods: (rule, tree) by name; the drafter is evaluated with each on the held-out rows' prompts. The first one's
+        figure, "alpha" (the others' are "alpha_NAME"), says which parameters are best. None for no evaluation.
+      evaluate_every: epochs between evaluations.
+      evaluated: held-out prompts to draw.
+      accumulate: parts in which a step's gradient is computed; see `loop.fit`.
+      mesh: devices to deal rows to; see `loop.fit`.
+      save_every: steps between checkpoints.
+
+    Returns:
+      The drafter's sizes, and its parameters: the best, or the last if nothing was evaluated.
+
+    Raises:
+      ValueError: if `folder` holds a run with other settings, or data, batch and devices do not go together.
+      FloatingPointError: if the loss is not finite.
+    """
+    config = sizes(kind, model.config.target)
+    objective = standard(kind) if objective is None else objective
+    schedule = Schedule() if schedule is None else schedule
+    held = min(rows.count - 1, max(1, round(held_out * rows.count))) if held_out else 0
+    devices = 1 if mesh is None else mesh.size
+    if batch % (devices * accumulate):
+        raise ValueError(f"a batch of {batch} rows does not divide among {devices} devices and {accumulate} parts")
+    target = model.program(ROOT).target
+    batches = Batches(
+        rows, model.config.target, rows=rows.count - held, batch=batch, seed=seed, objective=objective, taps=config.taps
+    )
+    graph, params = start(config, seed)
+    graphs = Graphs(target, graph, config.taps, model.layout)
+    steps = epochs * batches.per_epoch if steps is None else steps
+    folder = pathlib.Path(folder)
+    evaluate = None
+    if methods and held:
+        prompts = rows.rows(range(rows.count - held, rows.count)[:evaluated])[2]
+        evaluate = functools.partial(alphas, with_drafter(model, config), methods, prompts, seed)
+    settings = {
+        "target": rows.about["target"],
+        "data": {name: value for name, value in rows.about.items() if name not in ("model", "target")},
+        "drafter": kind, "config": dataclasses.asdict(config), "batch": batch, "accumulate": accumulate,
+        "held_out": held, **dataclasses.asdict(objective), **dataclasses.asdict(schedule),
+    }  # fmt: skip
+    if jax.process_index() == 0:
+        about = {"kind": kind, "target": rows.about["target"], "config": dataclasses.asdict(config)}
+        settle(folder / "drafter.json", about, "a drafter")
+    params = loop.fit(
+        functools.partial(drafter_loss, graphs, objective),
+        params,
+        schedule.optimizer(steps),
+        batches,
+        steps=steps,
+        folder=folder,
+        seed=seed,
+        save_every=save_every,
+        title=kind,
+        settings=settings,
+        frozen=model.params["target"],
+        accumulate=accumulate,
+        mesh=mesh,
+        tokens_per_step=batch * model.length,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every * batches.per_epoch,
+    )
+    return config, params if evaluate is None else loop.restore(folder, params, "best")
+
+
+def with_drafter(model: Bundle, config: EagleConfig | Eagle3Config) -> Bundle:
+    """The model with a drafter of these sizes, whose parameters are still to be filled in."""
+    return Bundle(dataclasses.replace(model.config, drafter=config), {**model.params, "drafter": None}, model.read)
+
+
+def alphas(
+    model: Bundle, methods: Methods, prompts: Sequence[Prompt], seed: int, params: nnx.State
+) -> dict[str, float]:
+    """Accepted drafts per step, averaged over pictures drawn from `prompts` with the drafter's parameters."""
+    sampling = bundle.default_sampling(model.config).checked()
+    dtype = jax.tree.leaves(model.params["target"])[0].dtype
+    model.params["drafter"] = jax.tree.map(lambda x: x.astype(dtype), params)
+    prefix = model.prefix(prompts, guided=sampling.guidance is not None)
+    keys = jax.random.split(jax.random.key(seed), len(prompts))
+    found = {}
+    for name, (rule, tree) in methods.items():
+        program = model.program(tree)
+        state = decode.generate_jit(program, model.decoding_params(program), prefix, keys, rule, sampling)
+        steps = np.maximum(np.asarray(state.stats.steps), 1)
+        found["alpha" if not found else f"alpha_{name}"] = float(np.mean(np.asarray(state.stats.accepted) / steps))
+    return found
+
+
+def trained(folder: str | pathlib.Path) -> tuple[EagleConfig | Eagle3Config, nnx.State, dict[str, Any]]:
+    """Sizes and parameters of a run's drafter, the best or else the newest, and what drafter.json says.
+
+    Raises:
+      FileNotFoundError: if it is no run, or has no checkpoint yet.
+    """
+    folder = pathlib.Path(folder)
+    if not is_run(folder):
+        raise FileNotFoundError(f"{folder} is no training run: it has no drafter.json")
+    about = json.loads((folder / "drafter.json").read_text())
+    config = bundle.built(bundle.KINDS["drafter"][about["kind"]][0], about["config"])
+    return config, parameters(folder, config), about
+
+
+def parameters(folder: str | pathlib.Path, config: EagleConfig | Eagle3Config) -> nnx.State:
+    """The best parameters of a run of a drafter of these sizes, or else the newest.
+
+    Raises:
+      FileNotFoundError: if there is no checkpoint yet.
+    """
+    template = jax.eval_shape(lambda: start(config, 0)[1])
+    which = "best" if any((pathlib.Path(folder) / "best").glob("[0-9]*")) else "checkpoints"
+    return loop.restore(folder, template, which)
+
+
+def is_run(folder: str | pathlib.Path) -> bool:
+    """Whether a folder is one of `train`'s."""
+    return (pathlib.Path(folder) / "drafter.json").is_file()
+
+
+def merge(
+    directory: str | pathlib.Path, folder: str | pathlib.Path, out: str | pathlib.Path | None = None, dtype=jnp.bfloat16
+) -> None:
+    """Puts a run's drafter into the bundle `directory`, in place of one that is there.
+
+    Args:
+      out: the bundle to write; None for `directory` itself. What does not change is linked.
+      dtype: of the drafter's parameters on disk.
+
+    Raises:
+      FileNotFoundError: see `trained`.
+      ValueError: if the drafter was trained for another target.
+    """
+    config, params, about = trained(folder)
+    target = bundle.load(directory)
+    if data.fingerprint(target.params["target"]) != about["target"]:
+        raise ValueError(f"the drafter in {folder} was trained for another target than that of {directory}")
+    origin = {**target.config.origin, "drafter": {"recipe": "cascade-jax train", "target": about["target"]}}
+    with bundle.written(directory if out is None else out) as writer:
+        writer.adopt(directory, without="drafter")
+        writer.put("drafter", params, dtype)
+        writer.finish(dataclasses.replace(target.config, drafter=config, origin=origin))

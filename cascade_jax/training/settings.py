@@ -1,0 +1,27 @@
+"""What a folder of work in progress was started with: it goes on under the same settings or not at all."""
+
+import json
+import pathlib
+from typing import Any
+
+
+def settle(path: pathlib.Path, settings: dict[str, Any], what: str = "a run") -> None:
+    """Writes the settings of new work to the JSON file `path`; compares them with those of old work.
+
+    Raises:
+      ValueError: if the file holds other settings; the message shows the difference.
+    """
+    settings = json.loads(json.dumps(settings))
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(settings, indent=2) + "\n")
+        temporary.replace(path)
+        return
+    old = json.loads(path.read_text())
+    if old != settings:
+        names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+        changes = "; ".join(f"{name}: {old.get(name)} there, {settings.get(name)} now" for name in names)
+        raise ValueError(
+            f"{path.parent} holds {what} with other settings ({changes}): keep them or choose another folder"
+        )
