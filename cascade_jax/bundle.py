@@ -125,12 +125,14 @@ class Bundle:
       params: {"target", "drafter", "vq", "text"}: NNX states, None where a part is missing, an array tree for text.
       read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
       neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
+      mesh: the devices that the parameters lie on, see `sharding`; None for one device.
     """
 
     config: Config
     params: dict[str, Any]
     read: Callable[[Sequence[str]], list[Prompt]] | None = None
     neighbours: np.ndarray | None = None
+    mesh: jax.sharding.Mesh | None = None
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
@@ -162,6 +164,10 @@ class Bundle:
         """The parameters that `program` reads."""
         return {"target": self.params["target"], "drafter": self.params["drafter"] if program.drafter else None}
 
+    def graph(self, part: str) -> nnx.GraphDef:
+        """A part's graph definition."""
+        return self._graphs[part]
+
     def merged(self, part: str) -> nnx.Module:
         """A part as a module: "target", "drafter" or "vq"."""
         return nnx.merge(self._graphs[part], self.params[part])
@@ -172,14 +178,7 @@ class Bundle:
         Raises:
           ValueError: for an empty prompt, or text that the text encoder cannot read.
         """
-        texts = [p for p in prompts if isinstance(p, str)]
-        for text in texts:
-            if not text.strip():
-                raise ValueError("the prompt is empty")
-        if texts and self.read is None:
-            raise BundleError("this model has no text encoder: pass encoded prompts (cascade_jax.Prompt)")
-        read = iter(self.read(texts) if texts else [])
-        return [next(read) if isinstance(p, str) else p for p in prompts]
+        return encode(prompts, self.read)
 
     def prefix(self, prompts: Sequence[Prompt], guided: bool) -> Prefix:
         """What stands before the first output token, for both guidance branches or the conditional one alone."""
@@ -194,9 +193,24 @@ class Bundle:
         return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
 
 
-@jax.jit(static_argnums=0)
-def _pictures(graph, state, codes: jax.Array) -> jax.Array:
+def encode(prompts: Sequence[str | Prompt], read: Callable[[Sequence[str]], list[Prompt]] | None) -> list[Prompt]:
+    """Prompts as a target's conditioning; `read` is the text encoder, see `Bundle`. Raises as `Bundle.encode`."""
+    texts = [p for p in prompts if isinstance(p, str)]
+    for text in texts:
+        if not text.strip():
+            raise ValueError("the prompt is empty")
+    if texts and read is None:
+        raise BundleError("this model has no text encoder: pass encoded prompts (cascade_jax.Prompt)")
+    done = iter(read(texts) if texts else [])
+    return [next(done) if isinstance(p, str) else p for p in prompts]
+
+
+def pictures(graph: nnx.GraphDef, state: nnx.State, codes: jax.Array) -> jax.Array:
+    """VQ codes int [B, h, w] as pictures, uint8 [B, H, W, 3]."""
     return to_uint8(nnx.merge(graph, state).decode_codes(codes))
+
+
+_pictures = jax.jit(pictures, static_argnums=0)
 
 
 @jax.jit(static_argnums=(0, 1, 2))
@@ -459,7 +473,7 @@ def read_any_config(directory: str | os.PathLike) -> Config | MetricConfig:
         raw = json.loads(path.read_text())
         if raw.pop("format") != FORMAT:
             raise BundleError(f"{path} has another format than this version reads ({FORMAT}): convert the model again")
-        return _from_json(raw)
+        return from_json(raw)
     except BundleError:
         raise
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
@@ -524,6 +538,16 @@ def _skeleton(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nn
 def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     module = next(module for own, module in KINDS[part].values() if own is type(config))
     return nnx.split(nnx.eval_shape(lambda: module(config, rngs=_OneKey())))
+
+
+def abstract(config: Config, dtype=jnp.float32) -> Bundle:
+    """A bundle of shapes instead of parameters, for programs that are lowered and never run. It reads no text."""
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, _cast(leaf.dtype, dtype))
+
+    states = {part: jax.tree.map(shape, state) for part, (_, state) in _skeleton(config).items()}
+    return Bundle(config, {"drafter": None, "text": None, **states})
 
 
 class _OneKey:
@@ -591,7 +615,8 @@ def _kind(part: str, config: Any) -> str:
     return next(kind for kind, (own, _) in KINDS[part].items() if own is type(config))
 
 
-def _from_json(raw: dict) -> Config | MetricConfig:
+def from_json(raw: dict) -> Config | MetricConfig:
+    """The inverse of `to_json`; `raw` is used up."""
     cls = MetricConfig if "metric" in raw else Config
     if cls is Config and raw["family"] not in KINDS["target"]:
         known = ", ".join(KINDS["target"])

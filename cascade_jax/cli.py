@@ -21,6 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from cascade_jax import console
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
+from cascade_jax.scale_commands import Export, RunExported
 
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -112,10 +113,11 @@ class Generate:
             if not all(prompt.strip() for prompt in self.prompts):
                 raise ValueError("a prompt is empty")
             from cascade_jax import methods
+            from cascade_jax.evaluation import files
 
             methods.check_name(self.method)
             prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
-            paths = _picture_paths(prompts, self.out)
+            paths = files.picture_paths(prompts, self.out)
         console.set_up()
         with console.bad_input():
             bundle = _load(self.model)
@@ -125,8 +127,6 @@ class Generate:
             _note_neighbours(bundle, [self.method])
             method = methods.method(self.method, bundle, **self.thresholds.given())
             bundle.program(method.tree)
-
-        from cascade_jax.evaluation import files
 
         encoded = [prompt for prompt in encoded for _ in range(self.count)]
         pictures, seconds = [], 0.0
@@ -404,7 +404,7 @@ def _scenes(
 
 _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
-    "neighbours": Neighbours, "scenes": _scenes,
+    "neighbours": Neighbours, "export": Export, "run-exported": RunExported, "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 
@@ -543,28 +543,6 @@ def _referee(bundle, folder: pathlib.Path | None):
             "the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'"
         )
     return referee
-
-
-def _picture_paths(prompts: list[str], out: pathlib.Path | None) -> list[pathlib.Path]:
-    """Where each picture goes, if that can be written."""
-    from cascade_jax.evaluation import files
-
-    slugs = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "picture" for prompt in prompts]
-    if len(prompts) == 1 and (out is None or out.suffix.lower() == ".png"):
-        path = pathlib.Path(f"{slugs[0]}.png") if out is None else out
-        files.check_file(path)
-        return [path]
-    if out is not None and out.suffix.lower() == ".png":
-        raise ValueError(f"{out} is one picture, and {len(prompts)} are asked for: give a folder")
-    if out is not None and out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
-        raise ValueError(f"pictures are written as PNG: --out ends in .png or is a folder, not {out}")
-    folder = pathlib.Path("pictures") if out is None else out
-    files.check_folder(folder)
-    paths = [folder / f"{slug}-{number}.png" for number, slug in enumerate(slugs)]
-    for path in paths:
-        if path.is_dir():
-            raise ValueError(f"cannot write {path}: it is a folder")
-    return paths
 
 
 def _described(progress):

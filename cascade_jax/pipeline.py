@@ -1,5 +1,6 @@
 """From prompts to pictures: `load`, `generate` and `score`, the functions most people start with."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -9,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from cascade_jax import acceptance, bundle, decode
+from cascade_jax import acceptance, bundle, decode, sharding
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
+from cascade_jax.mesh import DATA
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions
 from cascade_jax.text import classes, t5
@@ -85,23 +87,34 @@ def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Plac
     """
     directory = folder(model)
     loaded = bundle.load(directory, dtype, placement)
-    match loaded.config.text:
+    encoder = loaded.merged("text") if loaded.config.text == "t5" else None
+    loaded.read = reader(loaded.config, loaded.params["text"], encoder, directory / "text")
+    return loaded
+
+
+def reader(config: bundle.Config, table, encoder, folder: pathlib.Path):
+    """The function that reads a model's prompts (`Bundle.read`); None where they come encoded.
+
+    Args:
+      table: the conditions' features, of "scenes".
+      encoder: of "t5", see `text.t5.reader`.
+      folder: where the tokenizer lies.
+    """
+    match config.text:
         case "scenes":
-            table = loaded.params["text"]
 
             def read(texts: Sequence[str]) -> list[Prompt]:
                 ids = np.stack([captions.encode(captions.parse(text)) for text in texts])
                 return [Prompt(features=features) for features in captions.features(table, ids)]
 
-            loaded.read = read
+            return read
         case "t5":
-            slots = loaded.config.target.condition_tokens
-            loaded.read = t5.reader(loaded.merged("text"), directory / "text" / "tokenizer.json", slots)
+            return t5.reader(encoder, folder / "tokenizer.json", config.target.condition_tokens)
         case "tokens":
-            loaded.read = tokens_of.reader(directory / "text" / "tokenizer.json", loaded.config.target)
+            return tokens_of.reader(folder / "tokenizer.json", config.target)
         case "class":
-            loaded.read = classes.reader(loaded.config.target.classes)
-    return loaded
+            return classes.reader(config.target.classes)
+    return None
 
 
 def folder(model: str | os.PathLike) -> pathlib.Path:
@@ -146,25 +159,34 @@ def generate(
     state = start(model, prompts, key, tree, sampling)
     program = model.program(tree)
     params, rule = model.decoding_params(program), acceptance.strict() if rule is None else rule
+    run = decode.run_jit if model.mesh is None else functools.partial(sharding.run, model.mesh)
     if progress is None:
-        state = decode.run_jit(program, params, state, rule, sampling)
+        state = run(program, params, state, rule, sampling)
     else:
-        total = len(prompts) * program.length
+        total = len(state.count) * program.length
         while (drawn := int(jnp.sum(state.count))) < total:
-            progress(drawn, total)
-            state = decode.run_jit(program, params, state, rule, sampling, CHUNK)
-        progress(total, total)
+            progress(drawn * len(prompts) // len(state.count), len(prompts) * program.length)
+            state = run(program, params, state, rule, sampling, CHUNK)
+        progress(len(prompts) * program.length, len(prompts) * program.length)
     tokens = state.tokens[:, : program.length]
-    return Generated(model.images(tokens), np.asarray(tokens), report(state.stats))
+    drawn = Generated(model.images(tokens), np.asarray(tokens), report(state.stats))
+    return jax.tree.map(lambda x: x[: len(prompts)], drawn)
 
 
 def start(model: Bundle, prompts, key: jax.Array, tree: Tree | DynamicTree, sampling: Sampling) -> decode.DecodeState:
-    """The decoding state of `prompts` after the prefill, with checked sampling settings; `key` as in `generate`."""
-    program = model.program(tree)
-    prefix = model.prefix(model.encode(prompts), guided=sampling.guidance is not None)
+    """The decoding state of `prompts` after the prefill, with checked sampling settings; `key` as in `generate`.
+
+    On a mesh it is a state of `sharding.prefill`, and the last prompt is repeated until `data` divides the batch.
+    """
+    program, encoded = model.program(tree), model.encode(prompts)
     keys = key if key.ndim else picture_keys(key, np.arange(len(prompts)))
     if keys.shape != (len(prompts),):
         raise ValueError(f"{len(prompts)} prompts need one key or {len(prompts)}, not keys of shape {keys.shape}")
+    missing = 0 if model.mesh is None else -len(prompts) % model.mesh.shape[DATA]
+    prefix = model.prefix([*encoded, *encoded[-1:] * missing], guided=sampling.guidance is not None)
+    keys = jnp.concatenate([keys, *[keys[-1:]] * missing]) if missing else keys
+    if model.mesh is not None:
+        return sharding.prefill(model.mesh, program, model.decoding_params(program), prefix, keys, sampling)
     return decode.prefill_jit(program, model.decoding_params(program), prefix, keys, sampling)
 
 

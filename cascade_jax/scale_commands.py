@@ -1,0 +1,124 @@
+"""Commands for other machines: export, run-exported."""
+
+import dataclasses
+import pathlib
+import time
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from cascade_jax import console
+
+Model = Annotated[str, arg(metavar="MODEL")]
+File = Annotated[pathlib.Path, arg(metavar="FILE")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Export:
+    """Write a model's decoding programs, lowered for several platforms, into one file together with its weights."""
+
+    out: File
+    """the file to write"""
+    model: Model = "scenes"
+    """scenes, or the folder of a converted model"""
+    platforms: Annotated[str, arg(metavar="A,B,C")] = "cpu,cuda,rocm,tpu"
+    """platforms that the file shall run on"""
+    method: Annotated[str, arg(metavar="METHOD")] = "cascade"
+    """ar, eagle, lantern, lantern++, gsd or cascade"""
+    tree: Annotated[str | None, arg(metavar="TREE", help_behavior_hint="(default: the method's)")] = None
+    """draft tree, as of generate"""
+    settings: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE...", help_behavior_hint="")] = ()
+    """settings of the method, such as tau_pos=0.9"""
+    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    """of the weights"""
+    batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: any)")] = None
+    """pictures drawn at once"""
+    slots: Annotated[int, arg(metavar="N")] = 96
+    """most text tokens of a prompt, with models that read text themselves"""
+
+    def run(self, command: str) -> None:
+        with console.bad_input():
+            check_dtype(self.dtype)
+            for name in ("batch", "slots"):
+                if (value := getattr(self, name)) is not None and value < 1:
+                    raise ValueError(f"{name} must be at least 1, not {value}")
+            settings = parse_settings(self.settings)
+            from cascade_jax import artifact, export, methods, pipeline
+            from cascade_jax.evaluation import files
+
+            files.check_file(self.out)
+            platforms = export.check_platforms(self.platforms.split(","))
+            methods.check_name(self.method)
+        console.set_up()
+        with console.bad_input():
+            bundle = pipeline.load(self.model, self.dtype)
+            if unknown := settings.keys() - methods.takes(self.method):
+                raise ValueError(f"{self.method} does not take {', '.join(sorted(unknown))}")
+            method = methods.method(self.method, bundle, tree=self.tree, **settings)
+            bundle.program(method.tree)
+        with console.bad_input(), console.terminable():
+            lowered = export.lower(bundle, method, platforms=platforms, batch=self.batch, slots=self.slots)
+            artifact.write(self.out, bundle, method, lowered, pipeline.folder(self.model))
+        size = self.out.stat().st_size / 1e6
+        print(f"exported: {self.out}, {size:.1f} MB, {method.name} for {', '.join(platforms)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunExported:
+    """Draw pictures with a file that export wrote."""
+
+    file: Annotated[Positional[pathlib.Path], arg(metavar="FILE")]
+    """what export wrote"""
+    prompts: Annotated[Positional[tuple[str, ...]], arg(metavar="PROMPT...", help_behavior_hint="")] = ()
+    """what to draw, a sentence in quotes each"""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """picture i of a run depends on its prompt, i and this alone"""
+    out: Annotated[pathlib.Path | None, arg(metavar="PATH", help_behavior_hint="")] = None
+    """a .png file for one picture, or a folder, as of generate"""
+
+    def run(self, command: str) -> None:
+        with console.bad_input():
+            if not self.prompts:
+                raise ValueError("there is no prompt: give one behind the file")
+            if not 0 <= self.seed < 2**32:
+                raise ValueError(f"seed must be between 0 and {2**32 - 1}, not {self.seed}")
+            from cascade_jax.artifact import Artifact
+            from cascade_jax.evaluation import files
+
+            paths = files.picture_paths(self.prompts, self.out)
+        console.set_up()
+        with console.bad_input():
+            opened = Artifact(self.file)
+            encoded = opened.encode(self.prompts)
+            opened.prompts(encoded)
+            for name in ("generate", "pictures"):
+                opened.program(name)
+        begin = time.perf_counter()
+        drawn = opened.generate(encoded, self.seed)
+        seconds = time.perf_counter() - begin
+        for number, path in enumerate(paths):
+            files.write_png(path, drawn.images[number], Description=self.prompts[number])
+            print(f"{path}  {drawn.stats.steps[number]} steps, alpha {drawn.stats.alpha[number]:.2f}")
+        console.say(f"{seconds:.1f} s with compilation")
+
+
+def check_dtype(dtype: str | None) -> None:
+    """Raises a ValueError unless `dtype` is one that models run in, or None."""
+    if dtype not in (None, "float32", "bfloat16"):
+        raise ValueError(f"dtype must be float32 or bfloat16, not {dtype!r}")
+
+
+def parse_settings(pairs: tuple[str, ...]) -> dict[str, Any]:
+    """Settings by name from "name=value"; a number where it looks like one."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"settings are NAME=VALUE, not {pair!r}")
+        settings[name] = value
+        for kind in (float, int):  # the last that fits
+            try:
+                settings[name] = kind(value)
+            except ValueError:
+                break
+    return settings
