@@ -5,6 +5,7 @@
                       one, or several in folders 0, 1, ..., so that a large model is written piece by piece
     DIR/text/         what the text encoder needs beside its parameters, such as tokenizer.json
     DIR/neighbours.npy  LANTERN's table, int32 [codes, k]; optional
+    DIR/trees.json    draft trees found for certain devices (`evaluation.tune`); optional
 
 A bundle is written to a temporary directory beside its destination and renamed: a destination is never half a bundle.
 
@@ -29,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from cascade_jax import platforms
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.clip import CLIP, CLIPConfig
 from cascade_jax.models.eagle import Eagle1, EagleConfig
@@ -48,6 +50,7 @@ except ImportError:  # Windows
 
 FORMAT = 1
 NEIGHBOURS = "neighbours.npy"
+TREES = "trees.json"
 UNFINISHED = "-unfinished-"  # in the names of temporary directories
 SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
@@ -126,6 +129,8 @@ class Bundle:
       read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
       neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
       mesh: the devices that the parameters lie on, see `sharding`; None for one device.
+      trees: what `evaluation.tune` found, by kind of device and name of the method; each has a "tree" among its
+        entries.
     """
 
     config: Config
@@ -133,6 +138,7 @@ class Bundle:
     read: Callable[[Sequence[str]], list[Prompt]] | None = None
     neighbours: np.ndarray | None = None
     mesh: jax.sharding.Mesh | None = None
+    trees: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
@@ -261,7 +267,7 @@ class Writer:
                         if path[0] != without:
                             self.add(path[0], ".".join(path[1:]), array)
         for other in directory.iterdir():
-            if other.name not in ("params", "config.json", without):
+            if other.name not in ("params", "config.json", without, TREES if without == "drafter" else ""):
                 copy = shutil.copytree if other.is_dir() else _link
                 copy(other, self.directory / other.name)
 
@@ -326,11 +332,14 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     directory = pathlib.Path(directory).absolute()
     config = read_config(directory)
     if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = platforms.defaults().dtype
     graphs, states, found = _filled(directory, config, dtype, placement)
     del graphs
     return Bundle(
-        config, {"drafter": None, "text": found.get(("text",)), **states}, neighbours=_neighbours(directory, config)
+        config,
+        {"drafter": None, "text": found.get(("text",)), **states},
+        neighbours=_neighbours(directory, config),
+        trees=_trees(directory),
     )
 
 
@@ -387,15 +396,38 @@ def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
     return table
 
 
+def _trees(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+    if not (file := directory / TREES).is_file():
+        return {}
+    try:
+        trees = json.loads(file.read_text())
+        if not all(isinstance(found["tree"], str) for own in trees.values() for found in own.values()):
+            raise ValueError("a tree is no text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{file} is damaged (remove it, or run cascade-jax tune-tree again): {error}") from error
+    return trees
+
+
+def save_tree(directory: str | os.PathLike, device: str, method: str, found: dict[str, Any]) -> None:
+    """Stores what was found for a kind of device and a method, as of `Bundle.trees`; it appears whole or not at all."""
+    directory = pathlib.Path(directory)
+    trees = _trees(directory)
+    trees.setdefault(device, {})[method] = found
+    _put(directory, TREES, lambda stream: stream.write((json.dumps(trees, indent=2) + "\n").encode()))
+
+
 def save_neighbours(directory: str | os.PathLike, table: np.ndarray) -> None:
     """Stores a table of neighbours, as `Bundle.neighbours`, in a bundle; it appears whole or not at all."""
-    directory = pathlib.Path(directory)
-    handle, temporary = tempfile.mkstemp(prefix=f".{NEIGHBOURS}-", dir=directory)
+    _put(pathlib.Path(directory), NEIGHBOURS, lambda stream: np.save(stream, np.asarray(table, np.int32)))
+
+
+def _put(directory: pathlib.Path, name: str, write: Callable) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=directory)
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.save(stream, np.asarray(table, np.int32))
+            write(stream)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, directory / NEIGHBOURS)
+        os.replace(temporary, directory / name)
     except BaseException:
         os.unlink(temporary)
         raise

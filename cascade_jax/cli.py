@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from cascade_jax import console
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
-from cascade_jax.scale_commands import Export, RunExported
+from cascade_jax.scale_commands import Export, RunExported, TuneTree
 
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -101,6 +101,8 @@ class Generate:
     """a .png file for one picture, or a folder (default: PROMPT.png here for one, the folder pictures for several)"""
     json: bool = False
     """print statistics as JSON, and nothing else"""
+    mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
+    """divide prompts over D and the model over M devices"""
     thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
     draws: OmitArgPrefixes[Draws] = Draws()
 
@@ -112,15 +114,18 @@ class Generate:
                 raise ValueError('there is no prompt: try cascade-jax generate "a red ball on gravel"')
             if not all(prompt.strip() for prompt in self.prompts):
                 raise ValueError("a prompt is empty")
+            from cascade_jax import mesh as meshes
             from cascade_jax import methods
             from cascade_jax.evaluation import files
 
+            sizes = self.mesh and meshes.parse(self.mesh)
             methods.check_name(self.method)
             prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
             paths = files.picture_paths(prompts, self.out)
         console.set_up()
         with console.bad_input():
-            bundle = _load(self.model)
+            mesh = {"mesh": meshes.make(**sizes), "batch": min(len(prompts), methods.BATCH)} if sizes else {}
+            bundle = _load(self.model, **mesh)
             encoded = bundle.encode(self.prompts)
             settings = self.draws.settings(bundle)
             sampling = _sampling(settings)
@@ -404,7 +409,8 @@ def _scenes(
 
 _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
-    "neighbours": Neighbours, "export": Export, "run-exported": RunExported, "scenes": _scenes,
+    "neighbours": Neighbours, "export": Export, "run-exported": RunExported, "tune-tree": TuneTree,
+    "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 
@@ -496,11 +502,11 @@ def _note_neighbours(bundle, names: list[str]) -> None:
         console.say("making LANTERN's table of neighbours; cascade-jax neighbours MODEL stores it with the model")
 
 
-def _load(model: str, dtype: str | None = None):
+def _load(model: str, dtype: str | None = None, **mesh):
     from cascade_jax import pipeline
 
     try:
-        return pipeline.load(model, dtype)
+        return pipeline.load(model, dtype, **mesh)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the model {model} makes no sense: {type(error).__name__}: {error}") from error
 

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
+from jax.sharding import Mesh
 
-from cascade_jax import acceptance, bundle, decode, sharding
+from cascade_jax import acceptance, bundle, decode, platforms, sharding
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
-from cascade_jax.mesh import DATA
+from cascade_jax.mesh import DATA, MODEL
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions
 from cascade_jax.text import classes, t5
@@ -75,18 +76,35 @@ class Scored:
     features: jax.Array
 
 
-def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Placement | None = None) -> Bundle:
+def load(
+    model: str | os.PathLike = "scenes",
+    dtype=None,
+    placement: bundle.Placement | None = None,
+    mesh: Mesh | None = None,
+    batch: int = 1,
+) -> Bundle:
     """Loads a model: "scenes", which comes with the package, or a converted directory.
 
     Args:
       dtype: of the parameters; None for float32 on CPU and bfloat16 elsewhere.
       placement: gives each parameter's sharding; see `bundle.load`.
+      mesh: divides the model over devices, see `mesh.make`; None for one device.
+      batch: pictures that will be drawn at once; with a mesh, room for them is looked for before anything is loaded.
 
     Raises:
       bundle.BundleError: if there is no such model, or it is damaged.
+      ValueError: if the mesh does not divide the model, or its devices have too little memory.
     """
     directory = folder(model)
+    if mesh is not None:
+        config, arrays = bundle.read_config(directory), bundle.stored(directory)
+        sharding.check(config, mesh.shape[MODEL])
+        dtype = platforms.defaults().dtype if dtype is None else dtype
+        parts = sharding.needed(config, arrays, dtype, data=mesh.shape[DATA], model=mesh.shape[MODEL], batch=batch)
+        platforms.check_memory(parts, mesh.size)
+        placement = sharding.placement(mesh)
     loaded = bundle.load(directory, dtype, placement)
+    loaded.mesh = mesh
     encoder = loaded.merged("text") if loaded.config.text == "t5" else None
     loaded.read = reader(loaded.config, loaded.params["text"], encoder, directory / "text")
     return loaded

@@ -1,4 +1,4 @@
-"""Commands for other machines: export, run-exported."""
+"""Commands for this machine and others: tune-tree, export, run-exported."""
 
 import dataclasses
 import pathlib
@@ -11,6 +11,63 @@ from cascade_jax import console
 
 Model = Annotated[str, arg(metavar="MODEL")]
 File = Annotated[pathlib.Path, arg(metavar="FILE")]
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneTree:
+    """Find the draft tree with the most tokens per second on this machine; it is stored, and used from then on."""
+
+    model: Model = "scenes"
+    """scenes, or the folder of a converted model"""
+    method: Annotated[str, arg(metavar="METHOD")] = "cascade"
+    """eagle, lantern++, gsd or cascade"""
+    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    """of the weights"""
+    prompts: Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
+    """sample prompts, one a line (default: captions of random scenes, for scenes)"""
+    count: Annotated[int, arg(metavar="N")] = 8
+    """prompts to measure acceptance on"""
+    most_drafts: Annotated[int, arg(metavar="N")] = 64
+    """size of the largest tree"""
+    most_depth: Annotated[int, arg(metavar="N")] = 8
+    """depth of the deepest"""
+    steps: Annotated[int, arg(metavar="N")] = 16
+    """steps to time a tree with"""
+    repeats: Annotated[int, arg(metavar="N")] = 3
+    """how often"""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """of the captions and the pictures"""
+
+    def run(self, command: str) -> None:
+        with console.bad_input():
+            check_dtype(self.dtype)
+            for name in ("count", "most_drafts", "most_depth", "steps", "repeats"):
+                at_least_one(name, getattr(self, name))
+            from cascade_jax import bundle, methods, pipeline
+            from cascade_jax.evaluation import compare, files, tune
+
+            methods.check_name(self.method)
+            if self.method in ("ar", "lantern"):
+                raise ValueError(f"tune-tree takes a method that drafts on a static tree, not {self.method}")
+            given = None if self.prompts is None else compare.read_prompts(self.prompts)
+            folder = pipeline.folder(self.model)
+            files.check_file(folder / bundle.TREES)
+        console.set_up()
+        with console.bad_input():
+            loaded = pipeline.load(self.model, self.dtype)
+            if given is None and loaded.config.text != "scenes":
+                raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
+            texts = compare.captions_for(self.count, self.seed) if given is None else given[: self.count]
+            prompts = loaded.encode(texts)
+            methods.method(self.method, loaded)
+            loaded.program(tune.EAGLE_25)
+        found = tune.tune(
+            loaded, self.method, prompts, seed=self.seed, most_drafts=self.most_drafts, most_depth=self.most_depth,
+            steps=self.steps, repeats=self.repeats, progress=console.say,
+        )  # fmt: skip
+        bundle.save_tree(folder, found["device"], self.method, found)
+        console.show(tune.table(found))
+        print(f"stored: {folder / bundle.TREES}, for {self.method} on {found['device']}: {found['tree']}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +97,7 @@ class Export:
         with console.bad_input():
             check_dtype(self.dtype)
             for name in ("batch", "slots"):
-                if (value := getattr(self, name)) is not None and value < 1:
-                    raise ValueError(f"{name} must be at least 1, not {value}")
+                at_least_one(name, getattr(self, name))
             settings = parse_settings(self.settings)
             from cascade_jax import artifact, export, methods, pipeline
             from cascade_jax.evaluation import files
@@ -100,6 +156,12 @@ class RunExported:
             files.write_png(path, drawn.images[number], Description=self.prompts[number])
             print(f"{path}  {drawn.stats.steps[number]} steps, alpha {drawn.stats.alpha[number]:.2f}")
         console.say(f"{seconds:.1f} s with compilation")
+
+
+def at_least_one(name: str, value: int | None) -> None:
+    """Raises a ValueError if `value` is below 1."""
+    if value is not None and value < 1:
+        raise ValueError(f"{name} must be at least 1, not {value}")
 
 
 def check_dtype(dtype: str | None) -> None:

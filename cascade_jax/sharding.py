@@ -110,7 +110,7 @@ def put(model: Bundle, mesh: Mesh) -> Bundle:
         return jax.tree_util.tree_map_with_path(leaf, tree)
 
     params = {part: None if tree is None else moved(part, tree) for part, tree in model.params.items()}
-    return Bundle(model.config, params, model.read, model.neighbours, mesh)
+    return Bundle(model.config, params, model.read, model.neighbours, mesh, model.trees)
 
 
 def prefill(mesh: Mesh, program: Program, params, prefix: Prefix, keys: jax.Array, sampling: Sampling) -> DecodeState:

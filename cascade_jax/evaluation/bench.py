@@ -6,7 +6,6 @@ the loop's time are of the same steps with the same random numbers.
 
 import functools
 import json
-import os
 import pathlib
 import time
 import zlib
@@ -19,7 +18,7 @@ import numpy as np
 from flax import nnx
 from rich.table import Table
 
-from cascade_jax import decode, pipeline
+from cascade_jax import decode, pipeline, platforms
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
 from cascade_jax.draft import Draft
@@ -29,6 +28,7 @@ from cascade_jax.methods import Method
 from cascade_jax.models.eagle import Eagle1, EagleConfig
 from cascade_jax.models.llamagen import LlamaGen, preset
 from cascade_jax.models.vq import DS16, VQModel
+from cascade_jax.sampling import Sampling
 from cascade_jax.tree import EAGLE_25, LANTERNPP_57, ROOT, Tree, chain
 
 SIZES = (ROOT, chain(5), chain(9), EAGLE_25, LANTERNPP_57)  # 1, 6, 10, 26 and 58 nodes
@@ -52,17 +52,16 @@ def random_bundle(shapes: str, dtype=None) -> Bundle:
     )
     config = Config("llamagen", target, drafter, DS16, sampling={"temperature": 1.0, "top_k": 2000, "guidance": 3.0})
     if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = platforms.defaults().dtype
     makers = {"target": (LlamaGen, target), "drafter": (Eagle1, drafter), "vq": (VQModel, config.vq)}
     skeleton = {
         name: nnx.state(nnx.eval_shape(lambda make=make, sizes=sizes: make(sizes, rngs=nnx.Rngs(0))))
         for name, (make, sizes) in makers.items()
     }
     needed = _bytes(skeleton, dtype)
-    if needed > 0.8 * free_memory():
-        raise ValueError(
-            f"{shapes} needs {needed / 1e9:.1f} GB, and {free_memory() / 1e9:.1f} GB are free: try --dtype bfloat16"
-        )
+    if needed > 0.8 * platforms.free_memory():
+        free = platforms.free_memory() / 1e9
+        raise ValueError(f"{shapes} needs {needed / 1e9:.1f} GB, and {free:.1f} GB are free: try --dtype bfloat16")
 
     @functools.partial(jax.jit, static_argnums=0)
     def fill(shape, key):
@@ -125,7 +124,7 @@ def bench(
     result["batches"] = []
     for batch in batches:
         progress(f"batch {batch}")
-        if (needed := _cache_bytes(bundle, batch)) > 0.5 * free_memory():
+        if (needed := _cache_bytes(bundle, batch)) > 0.5 * platforms.free_memory():
             result["batches"].append({"batch": batch, "skipped": f"its caches need {needed / 1e9:.1f} GB"})
             continue
         row = {"batch": batch}
@@ -152,20 +151,6 @@ def bandwidth(size: int = 2**28) -> float:
     reads = _seconds(jax.jit(lambda x: jnp.sum(x, axis=1)), x, repeats=8, best=True)
     copies = _seconds(jax.jit(lambda x: x + 1), x, repeats=8, best=True)
     return max(size / reads, 2 * size / copies)
-
-
-def free_memory() -> float:
-    """Bytes of free memory on the default device; infinite where that cannot be told."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        return float(next(lines).split()[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return float("inf")
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -230,6 +215,11 @@ def _target_passes(bundle, prompts, sampling, repeats) -> list[dict[str, float]]
         seconds = _seconds(one_pass, params, state, drafted, repeats=4 * repeats)
         rows.append({"nodes": tree.num_nodes, "seconds": seconds})
     return [row | {"ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
+
+
+def step_time(bundle: Bundle, method: Method, prompts, sampling: Sampling, steps: int, repeats: int) -> float:
+    """Seconds of a step of the loop: the median of `repeats` runs of at most `steps` steps, compilation excluded."""
+    return _loop(bundle, method, prompts, sampling, steps, repeats)["step"]
 
 
 def _loop(bundle, method, prompts, sampling, steps, repeats) -> dict[str, float]:
