@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from cascade_jax import console
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
-from cascade_jax.scale_commands import Export, RunExported, TuneTree
+from cascade_jax.scale_commands import Export, GenerateList, RunExported, TuneTree
 
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -410,7 +410,7 @@ def _scenes(
 _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
     "neighbours": Neighbours, "export": Export, "run-exported": RunExported, "tune-tree": TuneTree,
-    "scenes": _scenes,
+    "generate-list": GenerateList, "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 

@@ -194,6 +194,27 @@ def draw_all(
         yield indices, jax.tree.map(lambda x: x[: len(indices)], drawn)
 
 
+def draw_numbers(
+    bundle: Bundle,
+    method: Method,
+    prompts: Sequence[str | Prompt],
+    numbers: Sequence[int],
+    seed: int,
+    sampling: Sampling | None = None,
+    size: int = 1,
+) -> pipeline.Generated:
+    """Draws the pictures of these numbers, as `draw_all` would, as one batch that is filled up to `size`.
+
+    Args:
+      prompts: of all pictures, by number.
+    """
+    filled = [*numbers, *[numbers[-1]] * (size - len(numbers))]
+    keys = pipeline.picture_keys(jax.random.key(seed), np.array(filled))
+    chosen = [prompts[number] for number in filled]
+    drawn = pipeline.generate(bundle, chosen, keys, method.rule, method.tree, sampling)
+    return jax.tree.map(lambda x: x[: len(numbers)], drawn)
+
+
 def draw_one(
     bundle: Bundle, method: Method, prompt: str | Prompt, seed: int, number: int, sampling: Sampling | None = None
 ) -> pipeline.Generated:

@@ -1,4 +1,4 @@
-"""Commands for this machine and others: tune-tree, export, run-exported."""
+"""Commands for this machine and others: generate-list, tune-tree, export, run-exported."""
 
 import dataclasses
 import pathlib
@@ -11,6 +11,94 @@ from cascade_jax import console
 
 Model = Annotated[str, arg(metavar="MODEL")]
 File = Annotated[pathlib.Path, arg(metavar="FILE")]
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateList:
+    """Draw a file of prompts, on one process or many; started again, it goes on where it stopped."""
+
+    prompts: Annotated[Positional[pathlib.Path], arg(metavar="FILE")]
+    """a text file with a prompt a line"""
+    out: Annotated[pathlib.Path, arg(metavar="DIR")]
+    """receives NUMBER.png and NUMBER.json, and report.json at the end; all processes must see it"""
+    model: Model = "scenes"
+    """scenes, or the folder of a converted model"""
+    method: Annotated[str, arg(metavar="METHOD")] = "cascade"
+    """ar, eagle, lantern, lantern++, gsd or cascade"""
+    tree: Annotated[str | None, arg(metavar="TREE", help_behavior_hint="(default: the method's)")] = None
+    """draft tree, as of generate"""
+    settings: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE...", help_behavior_hint="")] = ()
+    """settings of the method, such as tau_pos=0.9"""
+    batch: Annotated[int, arg(metavar="N")] = 16
+    """pictures that a process draws at once"""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """picture i depends on its prompt, i and this alone"""
+    mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
+    """divide a process's prompts over D and the model over M of its devices"""
+    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
+    """for scenes: a run of `scenes train judge`, for fidelity"""
+    distributed: bool = False
+    """meet the other processes that the cluster started"""
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    """instead, meet at process 0 on this host; needs --processes and --process"""
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """how many there are"""
+    process: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """which of them this is, from 0"""
+    patience: Annotated[float, arg(metavar="SECONDS")] = 600.0
+    """how long process 0 waits for a further picture of the others"""
+
+    def run(self, command: str) -> None:
+        with console.bad_input():
+            at_least_one("batch", self.batch)
+            check_seed(self.seed)
+            place = self.coordinator, self.processes, self.process
+            if any(x is None for x in place) and any(x is not None for x in place):
+                raise ValueError("--coordinator, --processes and --process go together")
+            if self.processes is not None and not 0 <= self.process < self.processes:
+                raise ValueError(f"process must be between 0 and {self.processes - 1}, not {self.process}")
+            settings = parse_settings(self.settings)
+            from cascade_jax import mesh as meshes
+            from cascade_jax import methods, pipeline
+            from cascade_jax.bundle import default_sampling
+            from cascade_jax.evaluation import compare, files, jobs, quality
+
+            methods.check_name(self.method)
+            sizes = self.mesh and meshes.parse(self.mesh)
+            texts = compare.read_prompts(self.prompts)
+            files.check_folder(self.out)
+            directory = pipeline.folder(self.model)
+        with console.bad_input():
+            own, processes = jobs.join(*place) if self.distributed or self.coordinator else (0, 1)
+        console.set_up()
+        with console.bad_input():
+            mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
+            bundle = pipeline.load(directory if self.model != "scenes" else self.model, **mesh)
+            method = chosen_method(bundle, self.method, self.tree, settings)
+            for number, text in enumerate(texts, 1):
+                try:
+                    bundle.encode([text])
+                except ValueError as error:
+                    raise ValueError(f"prompt {number}, {text!r}: {error}") from error
+            job = {"model": self.model, "method": self.method, "tree": methods.tree_name(method.tree)}
+            job |= {"settings": method.settings, "sampling": bundle.config.sampling, "seed": self.seed}
+            jobs.settle(self.out, {**job, "prompts": texts})
+            referee = quality.load_referee(self.judge) if bundle.config.text == "scenes" else None
+        numbers = jobs.missing(self.out, range(own, len(texts), processes))
+        done, sampling = 0, default_sampling(bundle.config).checked()
+        with console.bar("drawing") as progress:
+            for count in jobs.draw(
+                bundle, method, texts, numbers, self.out, seed=self.seed, batch=self.batch, sampling=sampling,
+                referee=referee,
+            ):  # fmt: skip
+                done += count
+                progress(done, len(numbers))
+        print(f"process {own} of {processes}: {done} pictures drawn")
+        if own == 0:
+            with console.bad_input():
+                jobs.wait(self.out, len(texts), self.patience, console.say)
+            jobs.report(self.out, len(texts), job)
+            print(f"written to {self.out}: {len(texts)} pictures, report.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,10 +196,7 @@ class Export:
         console.set_up()
         with console.bad_input():
             bundle = pipeline.load(self.model, self.dtype)
-            if unknown := settings.keys() - methods.takes(self.method):
-                raise ValueError(f"{self.method} does not take {', '.join(sorted(unknown))}")
-            method = methods.method(self.method, bundle, tree=self.tree, **settings)
-            bundle.program(method.tree)
+            method = chosen_method(bundle, self.method, self.tree, settings)
         with console.bad_input(), console.terminable():
             lowered = export.lower(bundle, method, platforms=platforms, batch=self.batch, slots=self.slots)
             artifact.write(self.out, bundle, method, lowered, pipeline.folder(self.model))
@@ -136,8 +221,7 @@ class RunExported:
         with console.bad_input():
             if not self.prompts:
                 raise ValueError("there is no prompt: give one behind the file")
-            if not 0 <= self.seed < 2**32:
-                raise ValueError(f"seed must be between 0 and {2**32 - 1}, not {self.seed}")
+            check_seed(self.seed)
             from cascade_jax.artifact import Artifact
             from cascade_jax.evaluation import files
 
@@ -156,6 +240,23 @@ class RunExported:
             files.write_png(path, drawn.images[number], Description=self.prompts[number])
             print(f"{path}  {drawn.stats.steps[number]} steps, alpha {drawn.stats.alpha[number]:.2f}")
         console.say(f"{seconds:.1f} s with compilation")
+
+
+def chosen_method(bundle, name: str, tree: str | None, settings: dict[str, Any]):
+    """A method with a tree and settings that it takes, and that the model can draw by."""
+    from cascade_jax import methods
+
+    if unknown := settings.keys() - methods.takes(name):
+        raise ValueError(f"{name} does not take {', '.join(sorted(unknown))}")
+    method = methods.method(name, bundle, tree=tree, **settings)
+    bundle.program(method.tree)
+    return method
+
+
+def check_seed(seed: int) -> None:
+    """Raises a ValueError unless `seed` is one."""
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be between 0 and {2**32 - 1}, not {seed}")
 
 
 def at_least_one(name: str, value: int | None) -> None:

@@ -1,12 +1,14 @@
 """Where results go: places are tried before the work starts, and files appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import pathlib
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -107,3 +109,9 @@ def write_png(path: pathlib.Path, image: np.ndarray, **notes: str) -> None:
         info.add_itxt(name, text)
     with whole(path) as temporary:
         Image.fromarray(image).save(temporary, "PNG", pnginfo=info)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes what JSON can hold."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
