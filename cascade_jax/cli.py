@@ -21,7 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from cascade_jax import console
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
-from cascade_jax.scale_commands import Export, GenerateList, RunExported, TuneTree
+from cascade_jax.scale_commands import Export, GenerateList, RunExported, TuneTree, check_dtype
 
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -347,7 +347,9 @@ class Bench:
     model: Model = "scenes"
     """scenes, or the folder of a converted model"""
     shapes: Annotated[str | None, arg(metavar="SHAPES", help_behavior_hint="")] = None
-    """instead of a model, random weights of published sizes: llamagen-xl"""
+    """instead of a model, random weights of published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b"""
+    alpha: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """project the time of whole pictures for this many accepted drafts a step, which random weights do not reach"""
     dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
     """of the weights"""
     batch: Annotated[str, arg(metavar="N,N,...")] = "1,2,4,8,16"
@@ -369,8 +371,9 @@ class Bench:
                 raise ValueError(f"batch is a list of sizes such as 1,2,4, not {self.batch!r}")
             batches = [int(size) for size in self.batch.split(",")]
             _at_least(1, batch=min(batches))
-            if self.dtype not in (None, "float32", "bfloat16"):
-                raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+            check_dtype(self.dtype)
+            if self.alpha is not None and not 0 <= self.alpha < float("inf"):
+                raise ValueError(f"alpha must be at least 0, not {self.alpha}")
             from cascade_jax import methods
             from cascade_jax.evaluation import bench, compare, files
 
@@ -389,10 +392,12 @@ class Bench:
             method = methods.method(self.method, bundle, **self.thresholds.given())
             bundle.program(method.tree)
             bench.check_tree(method)
-        result = bench.bench(
-            bundle, method, prompts, name=self.shapes or self.model, batches=batches, steps=self.steps,
-            repeats=self.repeats, whole=self.shapes is None, progress=console.say,
-        )  # fmt: skip
+        with console.CompileClock() as compiling:
+            result = bench.bench(
+                bundle, method, prompts, name=self.shapes or self.model, batches=batches, steps=self.steps,
+                repeats=self.repeats, whole=self.shapes is None, alpha=self.alpha, progress=console.say,
+            )  # fmt: skip
+        result["report"]["compile_seconds"] = compiling.seconds
         bench.write(self.out, result, command)
         console.show(*bench.tables(result))
         print(f"written to {self.out}: bench.json, bench.md")

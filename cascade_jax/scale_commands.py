@@ -35,8 +35,8 @@ class GenerateList:
     """picture i depends on its prompt, i and this alone"""
     mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
     """divide a process's prompts over D and the model over M of its devices"""
-    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
-    """for scenes: a run of `scenes train judge`, for fidelity"""
+    evaluate: bool = False
+    """of scenes: let the package's judge read how far pictures follow their prompts"""
     distributed: bool = False
     """meet the other processes that the cluster started"""
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="")] = None
@@ -58,6 +58,7 @@ class GenerateList:
             if self.processes is not None and not 0 <= self.process < self.processes:
                 raise ValueError(f"process must be between 0 and {self.processes - 1}, not {self.process}")
             settings = parse_settings(self.settings)
+            from cascade_jax import bundle as bundles
             from cascade_jax import mesh as meshes
             from cascade_jax import methods, pipeline
             from cascade_jax.bundle import default_sampling
@@ -68,6 +69,8 @@ class GenerateList:
             texts = compare.read_prompts(self.prompts)
             files.check_folder(self.out)
             directory = pipeline.folder(self.model)
+            if self.evaluate and bundles.read_config(directory).text != "scenes":
+                raise ValueError("--evaluate is for scenes, whose prompts a judge can read")
         with console.bad_input():
             own, processes = jobs.join(*place) if self.distributed or self.coordinator else (0, 1)
         console.set_up()
@@ -83,7 +86,7 @@ class GenerateList:
             job = {"model": self.model, "method": self.method, "tree": methods.tree_name(method.tree)}
             job |= {"settings": method.settings, "sampling": bundle.config.sampling, "seed": self.seed}
             jobs.settle(self.out, {**job, "prompts": texts})
-            referee = quality.load_referee(self.judge) if bundle.config.text == "scenes" else None
+            referee = quality.load_referee() if self.evaluate else None
         numbers = jobs.missing(self.out, range(own, len(texts), processes))
         done, sampling = 0, default_sampling(bundle.config).checked()
         with console.bar("drawing") as progress:

@@ -9,14 +9,22 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from small import write_bundle
 
 from cascade_jax import cli
-from cascade_jax.evaluation import jobs
+from cascade_jax.evaluation import jobs, quality
 
 ROOT = pathlib.Path(cli.__file__).parents[1]
 PROMPTS = ["a red ball on gravel", "a blue cone on grass", "a green cube on sand", "a white ball on brick"] * 3
+
+
+class Certain(quality.Referee):
+    """Finds a quarter of every prompt."""
+
+    def fidelity(self, images, prompts):
+        return np.full(len(images), 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +40,7 @@ def flags(place, out) -> list[str]:
     return [
         "generate-list", str(place / "prompts.txt"), "--out", str(out), "--model", str(place / "model"),
         "--method", "ar",
-        "--batch", "1", "--seed", "3", "--judge", str(place),
+        "--batch", "1", "--seed", "3",
     ]  # fmt: skip
 
 
@@ -46,7 +54,9 @@ def alone(place):
     """What one process draws."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "xla"))
-        assert cli.main(flags(place, place / "alone")) == 0
+        patch.setattr(quality, "load_referee", lambda: Certain(None))
+        assert cli.main([*flags(place, place / "alone"), "--evaluate"]) == 0
+    assert json.loads((place / "alone" / jobs.REPORT).read_text())["fidelity"] == 0.25
     return place / "alone"
 
 

@@ -4,9 +4,11 @@ Parts are jitted apart and run one after the other on the very states that the l
 the loop's time are of the same steps with the same random numbers.
 """
 
+import dataclasses
 import functools
 import json
 import pathlib
+import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -25,35 +27,55 @@ from cascade_jax.draft import Draft
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import machine
 from cascade_jax.methods import Method
+from cascade_jax.models import chameleon, janus, llamagen
 from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.llamagen import LlamaGen, preset
+from cascade_jax.models.families import TARGETS
 from cascade_jax.models.vq import DS16, VQModel
 from cascade_jax.sampling import Sampling
 from cascade_jax.tree import EAGLE_25, LANTERNPP_57, ROOT, Tree, chain
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 SIZES = (ROOT, chain(5), chain(9), EAGLE_25, LANTERNPP_57)  # 1, 6, 10, 26 and 58 nodes
-SHAPES = ("llamagen-xl",)
+SHAPES = {
+    "llamagen-xl": ("llamagen", llamagen.preset("XL", image_tokens=1024)),
+    "llamagen-7b": ("llamagen", llamagen.preset("7B", image_tokens=1024)),
+    "lumina-mgpt-7b": ("chameleon", chameleon.preset("lumina-mgpt-7b-768")),
+    "janus-pro-7b": ("janus", janus.preset("7B")),
+}
 PARTS = ("draft", "target", "verify", "commit")
 
 
+def config_of(shapes: str) -> Config:
+    """A configuration of published sizes with a drafter.
+
+    Raises:
+      ValueError: for unknown names.
+    """
+    if shapes not in SHAPES:
+        raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
+    family, target = SHAPES[shapes]
+    drafter = EagleConfig(dataclasses.replace(target.block, input_norm=False))
+    if family == "llamagen":
+        drafter = dataclasses.replace(drafter, grid=target.grid, condition_slots=target.condition_tokens - 1)
+    codes = target.vocab_size if family == "llamagen" else target.codebook_size
+    sampling = {"temperature": 1.0, "top_k": 2000, "guidance": 3.0}
+    return Config(family, target, drafter, dataclasses.replace(DS16, codebook_size=codes), sampling=sampling)
+
+
 def random_bundle(shapes: str, dtype=None) -> Bundle:
-    """A model with random weights of published sizes, for measuring alone; "llamagen-xl" draws 512 x 512 pixels.
+    """A model with random weights of published sizes, for measuring alone; its drafter is EAGLE-1's.
 
     Raises:
       ValueError: for other names, or if there is not enough memory.
     """
-    if shapes not in SHAPES:
-        raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
-    target = preset("XL", image_tokens=1024)
-    drafter = EagleConfig(
-        target.block.__class__(**{**vars(target.block), "input_norm": False}),
-        grid=target.grid,
-        condition_slots=target.condition_tokens - 1,
-    )
-    config = Config("llamagen", target, drafter, DS16, sampling={"temperature": 1.0, "top_k": 2000, "guidance": 3.0})
-    if dtype is None:
-        dtype = platforms.defaults().dtype
-    makers = {"target": (LlamaGen, target), "drafter": (Eagle1, drafter), "vq": (VQModel, config.vq)}
+    config = config_of(shapes)
+    dtype = platforms.defaults().dtype if dtype is None else dtype
+    makers = {"target": (TARGETS[config.family][1], config.target), "drafter": (Eagle1, config.drafter)}
+    makers |= {"vq": (VQModel, config.vq)}
     skeleton = {
         name: nnx.state(nnx.eval_shape(lambda make=make, sizes=sizes: make(sizes, rngs=nnx.Rngs(0))))
         for name, (make, sizes) in makers.items()
@@ -68,6 +90,8 @@ def random_bundle(shapes: str, dtype=None) -> Bundle:
         return 0.02 * jax.random.normal(key, shape, dtype)
 
     def leaf(path, x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.arange(x.size, dtype=x.dtype)
         if "scale" in jax.tree_util.keystr(path):
             return jnp.ones(x.shape, dtype)
         return fill(x.shape, jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())))
@@ -85,6 +109,7 @@ def bench(
     steps: int = 16,
     repeats: int = 5,
     whole: bool = True,
+    alpha: float | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Measures a model.
@@ -96,11 +121,15 @@ def bench(
       repeats: how often everything is timed; medians are reported.
       whole: draw whole pictures for the batches. Otherwise, as random weights ask for, AR's rate is reckoned from the
         time of its steps and the speculative method's is left out.
+      alpha: accepted drafts per step to project whole pictures with, as random weights, which accept next to nothing,
+        ask for; None for no projection.
 
     Returns:
       All times in seconds: {"model", "machine", "dtype", "tree", "prefill", "parts": {part: time}, "sum", "loop",
       "overhead": loop / sum - 1, "target_pass": [{"nodes", "seconds", "ratio"}], "vq", "ar": {"step", "weight_bytes",
-      "bandwidth" (bytes/s), "read", "ratio"}, "batches": [{"batch", METHOD: {"step", "pictures_per_second"}}]}.
+      "bandwidth" (bytes/s), "read", "ratio"}, "report": {"bandwidth", "matmul" (operations/s), "ar_share",
+      "verify_share" (of the bandwidth's limit), "pixels", "peak_memory" (bytes)}, "projection", "batches": [{"batch",
+      METHOD: {"step", "pictures_per_second"}}]}.
     """
     sampling = default_sampling(bundle.config).checked()
     check_tree(method)
@@ -121,6 +150,18 @@ def bench(
     weights, speed = _weight_bytes(bundle), bandwidth()
     read = weights / speed
     result["ar"] = {"step": step, "weight_bytes": weights, "bandwidth": speed, "read": read, "ratio": step / read}
+    progress("products of matrices")
+    verified = _seconds_of_target(bundle, method.tree, prompts[:1], sampling, repeats)
+    pixels = _seconds(bundle.images, jnp.zeros((1, bundle.length), jnp.int32), repeats=min(repeats, 3))
+    result["report"] = {
+        "bandwidth": speed,
+        "matmul": matmul_rate(result["dtype"]),
+        "ar_share": read / step,
+        "verify_share": read / verified,
+        "pixels": pixels,
+        "peak_memory": peak_memory(),
+    }
+    result["projection"] = None if alpha is None else projection(result, bundle.length, alpha)
     result["batches"] = []
     for batch in batches:
         progress(f"batch {batch}")
@@ -151,6 +192,36 @@ def bandwidth(size: int = 2**28) -> float:
     reads = _seconds(jax.jit(lambda x: jnp.sum(x, axis=1)), x, repeats=8, best=True)
     copies = _seconds(jax.jit(lambda x: x + 1), x, repeats=8, best=True)
     return max(size / reads, 2 * size / copies)
+
+
+def matmul_rate(dtype, size: int | None = None) -> float:
+    """Operations per second of a product of two square matrices, summed in float32; the best of several runs."""
+    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
+    return 2 * size**3 / _seconds(product, x, repeats=8, best=True)
+
+
+def peak_memory() -> float | None:
+    """Most bytes that were in use at once: on the device, or by the process where the device is the CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    if resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most if sys.platform == "darwin" else 1024 * most)
+
+
+def projection(result: dict[str, Any], length: int, alpha: float) -> dict[str, float]:
+    """Seconds of a picture of `length` tokens from measured costs and an acceptance that was not measured here.
+
+    A picture is a prefill, which yields the first token, steps that yield `alpha` + 1 tokens each, and pixels.
+    """
+    around = result["prefill"] + result["report"]["pixels"]
+    ar = around + (length - 1) * result["ar"]["step"]
+    drawn = around + (length - 1) / (alpha + 1) * result["loop"]
+    return {"alpha": alpha, "ar": ar, "seconds": drawn, "speedup": ar / drawn}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -207,14 +278,18 @@ def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
 def _target_passes(bundle, prompts, sampling, repeats) -> list[dict[str, float]]:
     rows = []
     for tree in SIZES:
-        program = bundle.program(tree)
-        state = _start(bundle, Method("", None, tree), prompts, sampling)
-        drafted = Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
-        state, params = state.replace(drafter=None), bundle.decoding_params(program)
-        one_pass = functools.partial(_target_pass, program)
-        seconds = _seconds(one_pass, params, state, drafted, repeats=4 * repeats)
+        seconds = _seconds_of_target(bundle, tree, prompts, sampling, 4 * repeats)
         rows.append({"nodes": tree.num_nodes, "seconds": seconds})
     return [row | {"ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
+
+
+def _seconds_of_target(bundle, tree, prompts, sampling, repeats) -> float:
+    """Of one pass of the target over the nodes of `tree`."""
+    program = bundle.program(tree)
+    state = _start(bundle, Method("", None, tree), prompts, sampling)
+    drafted = Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
+    state, params = state.replace(drafter=None), bundle.decoding_params(program)
+    return _seconds(functools.partial(_target_pass, program), params, state, drafted, repeats=repeats)
 
 
 def step_time(bundle: Bundle, method: Method, prompts, sampling: Sampling, steps: int, repeats: int) -> float:
@@ -307,6 +382,33 @@ def _pairs(result: dict[str, Any]) -> list[tuple[str, str]]:
             f"reading {ar['weight_bytes'] / 1e6:.0f} MB of weights at {ar['bandwidth'] / 1e9:.1f} GB/s",
             f"{ms(ar['read'])} (an AR step takes {ar['ratio']:.1f}x)",
         ),
+        *_report_pairs(result["report"]),
+        *_projection_pairs(result["method"], result["projection"]),
+    ]
+
+
+def _report_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
+    pairs = [
+        ("memory bandwidth", f"{report['bandwidth'] / 1e9:.1f} GB/s"),
+        ("products of matrices", f"{report['matmul'] / 1e12:.2f} T operations/s"),
+        ("share of the bandwidth's limit, AR step", f"{100 * report['ar_share']:.0f} %"),
+        ("the same, verifying the tree", f"{100 * report['verify_share']:.0f} %"),
+        ("pixels of a picture", f"{1e3 * report['pixels']:.2f} ms"),
+    ]
+    if report["peak_memory"] is not None:
+        pairs.append(("most memory in use", f"{report['peak_memory'] / 1e9:.2f} GB"))
+    if "compile_seconds" in report:
+        pairs.append(("compiling, or reading compiled programs", f"{report['compile_seconds']:.1f} s"))
+    return pairs
+
+
+def _projection_pairs(method: str, projected: dict[str, float] | None) -> list[tuple[str, str]]:
+    if projected is None:
+        return []
+    given = f"projection for a given alpha of {projected['alpha']:g}, not a measurement"
+    return [
+        ("projected picture, AR", f"{projected['ar']:.2f} s"),
+        (f"projected picture, {method}", f"{projected['seconds']:.2f} s ({projected['speedup']:.2f}x; {given})"),
     ]
 
 
