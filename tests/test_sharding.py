@@ -11,7 +11,7 @@ from cascade_jax import mesh, methods, pipeline, sharding, trees
 
 BATCH = 3
 SETTINGS = {"lantern": {"delta": 0.2, "neighbours": 5}, "lantern++": {"neighbours": 5}, "gsd": {"group": 5}}
-SMALL_EAGLE_2 = trees.DynamicTree(top_k=2, rounds=2, drafts=6)
+SMALL_EAGLE_2 = trees.DynamicTree(top_k=2, rounds=1, drafts=4)
 
 
 def method(name: str, model) -> methods.Method:

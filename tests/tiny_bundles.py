@@ -14,14 +14,14 @@ from cascade_jax.models.janus import JanusConfig
 from cascade_jax.models.llamagen import LlamaGenConfig
 
 LLAMAGEN = LlamaGenConfig(
-    dim=32, layers=2, heads=4, image_tokens=16, vocab_size=64, condition_tokens=5, caption_dim=8, ffn_multiple=16
+    dim=32, layers=1, heads=4, image_tokens=16, vocab_size=64, condition_tokens=5, caption_dim=8, ffn_multiple=16
 )
 CHAMELEON = ChameleonConfig(
-    dim=32, layers=2, heads=4, ffn_dim=64, rows=4, columns=4, codebook_size=64, vocab_size=128, begin=0, turn=100,
+    dim=32, layers=1, heads=4, ffn_dim=64, rows=4, columns=4, codebook_size=64, vocab_size=128, begin=0, turn=100,
     image_start=101, image_end=102, newline=103, size=104,
 )  # fmt: skip
 JANUS = JanusConfig(
-    dim=32, layers=2, heads=4, ffn_dim=64, grid=4, codebook_size=64, vocab_size=96, begin=90, image_start=91, pad=92
+    dim=32, layers=1, heads=4, ffn_dim=64, grid=4, codebook_size=64, vocab_size=96, begin=90, image_start=91, pad=92
 )
 TARGETS = {"llamagen": LLAMAGEN, "chameleon": CHAMELEON, "janus": JANUS}
 

@@ -66,13 +66,18 @@ def config_of(shapes: str) -> Config:
     return Config(family, target, drafter, dataclasses.replace(DS16, codebook_size=codes), sampling=sampling)
 
 
-def random_bundle(shapes: str, dtype=None) -> Bundle:
+def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:
     """A model with random weights of published sizes, for measuring alone; its drafter is EAGLE-1's.
+
+    Args:
+      layers: of the target; None for as many as are published.
 
     Raises:
       ValueError: for other names, or if there is not enough memory.
     """
     config = config_of(shapes)
+    if layers is not None:
+        config = dataclasses.replace(config, target=dataclasses.replace(config.target, layers=layers))
     dtype = platforms.defaults().dtype if dtype is None else dtype
     makers = {"target": (TARGETS[config.family][1], config.target), "drafter": (Eagle1, config.drafter)}
     makers |= {"vq": (VQModel, config.vq)}
