@@ -248,4 +248,5 @@ class Artifact:
 def named(tree) -> dict[str, Any]:
     """The leaves of a tree by dotted path."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    names = [jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value") for path, _ in leaves]
+    return {name: leaf for name, (_, leaf) in zip(names, leaves)}

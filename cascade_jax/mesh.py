@@ -56,6 +56,15 @@ def divided(x: jax.Array, axis: int) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 
+def on_each(function, x: jax.Array, outputs: int):
+    """`function` of every device's own part of `x`, which is divided along the last axis; so are its outputs.
+
+    For what XLA would rather gather than divide.
+    """
+    spec = PartitionSpec(*[None] * (x.ndim - 1), MODEL)
+    return jax.shard_map(function, in_specs=spec, out_specs=(spec,) * outputs, axis_names={MODEL}, check_vma=False)(x)
+
+
 def whole(x: jax.Array) -> jax.Array:
     """`x`, all of it on every device of `model`."""
     return x if shards() == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec())

@@ -180,10 +180,9 @@ def top(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     parts = mesh.shards()
     if parts == 1 or x.shape[-1] % parts or x.shape[-1] // parts < count:
         return jax.lax.top_k(x, count)
-    own = mesh.divided(x.reshape(*x.shape[:-1], parts, -1), x.ndim - 1)
-    values, places = jax.lax.top_k(own, count)
-    places += own.shape[-1] * jnp.arange(parts)[:, None]
-    values, places = (part.reshape(*x.shape[:-1], parts * count) for part in (values, places))
+    values, places = mesh.on_each(lambda own: tuple(jax.lax.top_k(own, count)), x, outputs=2)
+    first = x.shape[-1] // parts * jnp.arange(parts)[:, None]
+    places = (places.reshape(*x.shape[:-1], parts, count) + first).reshape(*x.shape[:-1], parts * count)
     values, best = jax.lax.top_k(values, count)
     return values, jnp.take_along_axis(places, best, axis=-1)
 

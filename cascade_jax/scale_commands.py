@@ -76,7 +76,7 @@ class GenerateList:
         console.set_up()
         with console.bad_input():
             mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
-            bundle = pipeline.load(directory if self.model != "scenes" else self.model, **mesh)
+            bundle = pipeline.load(self.model, **mesh)
             method = chosen_method(bundle, self.method, self.tree, settings)
             for number, text in enumerate(texts, 1):
                 try:

@@ -104,7 +104,7 @@ def put(model: Bundle, mesh: Mesh) -> Bundle:
 
     def moved(part, tree):
         def leaf(path, x):
-            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")  # NNX's last step
             return jax.device_put(x, place(f"{part}.{name}", x.shape))
 
         return jax.tree_util.tree_map_with_path(leaf, tree)
@@ -129,6 +129,11 @@ def run(
     """`decode.run` on a mesh, on a state of `prefill`; every row of devices stops when its own prompts are done."""
     with jax.set_mesh(mesh):
         return _run(program, params, state, rule, sampling, limit)
+
+
+def lower_run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> jax.stages.Lowered:
+    """What `run` compiles, for looking at; within `jax.set_mesh`."""
+    return _run.lower(program, params, state, rule, sampling, None)
 
 
 @partial(jax.jit, static_argnums=0)

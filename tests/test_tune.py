@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
@@ -78,6 +79,8 @@ def test_the_command_stores_a_tree_that_becomes_the_default(tmp_path, monkeypatc
     monkeypatch.setattr(tune.comb, "__defaults__", (2, 2))
     monkeypatch.setattr(tune, "EAGLE_25", trees.chain(2))
     monkeypatch.setattr(tune.tune, "__kwdefaults__", tune.tune.__kwdefaults__ | {"timed": (trees.chain(1),)})
+    stats = types.SimpleNamespace(accepted=np.array([5]), steps=np.array([10]))
+    monkeypatch.setattr(pipeline, "generate", lambda *_: types.SimpleNamespace(stats=stats))
     monkeypatch.setattr(bench, "step_time", lambda bundle, method, *_: 1.0 + 0.1 * method.tree.num_nodes)
     model = str(write_bundle(tmp_path / "model"))
     flags = ["--method", "eagle", "--count", "2", "--most-drafts", "2", "--most-depth", "2"]

@@ -17,20 +17,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from rich.table import Table
 
 from cascade_jax import decode, pipeline, platforms
 from cascade_jax import methods as by_name
-from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
+from cascade_jax.bundle import Bundle, Config, Prompt, abstract, default_sampling
 from cascade_jax.draft import Draft
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import machine
 from cascade_jax.methods import Method
 from cascade_jax.models import chameleon, janus, llamagen
-from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.families import TARGETS
-from cascade_jax.models.vq import DS16, VQModel
+from cascade_jax.models.eagle import EagleConfig
+from cascade_jax.models.vq import DS16
 from cascade_jax.sampling import Sampling
 from cascade_jax.tree import EAGLE_25, LANTERNPP_57, ROOT, Tree, chain
 
@@ -79,12 +77,8 @@ def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:
     if layers is not None:
         config = dataclasses.replace(config, target=dataclasses.replace(config.target, layers=layers))
     dtype = platforms.defaults().dtype if dtype is None else dtype
-    makers = {"target": (TARGETS[config.family][1], config.target), "drafter": (Eagle1, config.drafter)}
-    makers |= {"vq": (VQModel, config.vq)}
-    skeleton = {
-        name: nnx.state(nnx.eval_shape(lambda make=make, sizes=sizes: make(sizes, rngs=nnx.Rngs(0))))
-        for name, (make, sizes) in makers.items()
-    }
+    shapes_of = abstract(config, dtype).params
+    skeleton = {part: shapes_of[part] for part in ("target", "drafter", "vq")}
     needed = _bytes(skeleton, dtype)
     if needed > 0.8 * platforms.free_memory():
         free = platforms.free_memory() / 1e9
