@@ -84,7 +84,7 @@ def test_a_model_that_reads_text_tokens_takes_shorter_prompts(tmp_path):
     np.testing.assert_array_equal(opened.generate(prompts, seed=0).tokens, want.tokens)
     with pytest.raises(ArtifactError, match="draws 2 pictures at once, not 1"):
         opened.generate(prompts[:1], seed=0)
-    with pytest.raises(ArtifactError, match=r"a prompt has 54 tokens and .* takes 40: export it with more --slots"):
+    with pytest.raises(ArtifactError, match=r"a prompt has 53 tokens and .* takes 40: export it with more --slots"):
         opened.generate([bundle.Prompt(ids=np.full(50, 7))] * 2, seed=0)
 
 
@@ -108,16 +108,10 @@ def test_7b_models_lower_for_every_platform_by_shape_alone(family):
     assert "callback" not in program.mlir_module()
 
 
-def test_what_calls_the_host_or_one_platforms_kernel_is_refused():
-    def traced(x):
-        jax.debug.callback(print, x)
-        return x
-
-    called = jax.export.export(jax.jit(traced), disabled_checks=[jax.export.DisabledSafetyCheck.custom_call("ALL")])
-    with pytest.raises(ArtifactError, match=r"needs what not every platform has: .*callback"):
-        export.check_portable(called(jax.ShapeDtypeStruct((2,), jnp.float32)))
+def test_a_kernel_that_one_platform_has_is_refused():
+    """Calls of the host are refused by `jax.export` already."""
     solved = jax.export.export(jax.jit(jnp.linalg.cholesky), platforms=["cpu"])
-    with pytest.raises(ArtifactError, match="lapack"):
+    with pytest.raises(ArtifactError, match=r"needs what not every platform has: lapack"):
         export.check_portable(solved(jax.ShapeDtypeStruct((2, 2), jnp.float32)))
 
 
