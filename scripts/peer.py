@@ -86,7 +86,7 @@ def _copy(array, parameter: torch.nn.Parameter) -> None:
 
 def difference(model: Bundle, layers: int = 2) -> float:
     """The largest difference between both sides' features of random embeddings [2, 8, d], through the first layers."""
-    block = model.config.target.block
+    block, layers = model.config.target.block, min(layers, model.config.target.layers)
     embeddings = np.random.default_rng(0).normal(size=(2, 8, block.dim)).astype(np.float32)
     module = model.merged("target")
     positions = jnp.broadcast_to(jnp.arange(8), (2, 8))
