@@ -25,6 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from cascade_jax.sampling import top
+
 
 @struct.dataclass
 class Siblings:
@@ -160,10 +162,8 @@ class Grouped(_Additive):
         # entries ranked before x: larger, or equal with a lower id; the group is clipped at both ends of the ranking
         ahead = (r > r[token]) | ((r == r[token]) & (ids < token))
         behind = ~ahead & (ids != token)
-        key_ahead, nearest_ahead = (
-            jax.lax.top_k(jnp.where(ahead, -r, -jnp.inf)[::-1], before) if before else (None, None)
-        )
-        key_behind, nearest_behind = jax.lax.top_k(jnp.where(behind, r, -jnp.inf), after)
+        key_ahead, nearest_ahead = top(jnp.where(ahead, -r, -jnp.inf)[::-1], before) if before else (None, None)
+        key_behind, nearest_behind = top(jnp.where(behind, r, -jnp.inf), after)
         group = jnp.where(jnp.isfinite(key_behind), nearest_behind, -1)
         if before:
             group = jnp.concatenate([group, jnp.where(jnp.isfinite(key_ahead), r.shape[0] - 1 - nearest_ahead, -1)])

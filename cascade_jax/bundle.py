@@ -5,6 +5,7 @@
                       one, or several in folders 0, 1, ..., so that a large model is written piece by piece
     DIR/text/         what the text encoder needs beside its parameters, such as tokenizer.json
     DIR/neighbours.npy  LANTERN's table, int32 [codes, k]; optional
+    DIR/trees.json    draft trees found for certain devices (`evaluation.tune`); optional
 
 A bundle is written to a temporary directory beside its destination and renamed: a destination is never half a bundle.
 
@@ -29,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
+from cascade_jax import platforms
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.clip import CLIP, CLIPConfig
 from cascade_jax.models.eagle import Eagle1, EagleConfig
@@ -48,6 +50,7 @@ except ImportError:  # Windows
 
 FORMAT = 1
 NEIGHBOURS = "neighbours.npy"
+TREES = "trees.json"
 UNFINISHED = "-unfinished-"  # in the names of temporary directories
 SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
@@ -125,12 +128,17 @@ class Bundle:
       params: {"target", "drafter", "vq", "text"}: NNX states, None where a part is missing, an array tree for text.
       read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
       neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
+      mesh: the devices that the parameters lie on, see `sharding`; None for one device.
+      trees: what `evaluation.tune` found, by kind of device and name of the method; each has a "tree" among its
+        entries.
     """
 
     config: Config
     params: dict[str, Any]
     read: Callable[[Sequence[str]], list[Prompt]] | None = None
     neighbours: np.ndarray | None = None
+    mesh: jax.sharding.Mesh | None = None
+    trees: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         self._graphs = {name: graph for name, (graph, _) in _skeleton(self.config).items()}
@@ -163,6 +171,10 @@ class Bundle:
         """The parameters that `program` reads."""
         return {"target": self.params["target"], "drafter": self.params["drafter"] if program.drafter else None}
 
+    def graph(self, part: str) -> nnx.GraphDef:
+        """A part's graph definition."""
+        return self._graphs[part]
+
     def merged(self, part: str) -> nnx.Module:
         """A part as a module: "target", "drafter" or "vq"."""
         return nnx.merge(self._graphs[part], self.params[part])
@@ -173,14 +185,7 @@ class Bundle:
         Raises:
           ValueError: for an empty prompt, or text that the text encoder cannot read.
         """
-        texts = [p for p in prompts if isinstance(p, str)]
-        for text in texts:
-            if not text.strip():
-                raise ValueError("the prompt is empty")
-        if texts and self.read is None:
-            raise BundleError("this model has no text encoder: pass encoded prompts (cascade_jax.Prompt)")
-        read = iter(self.read(texts) if texts else [])
-        return [next(read) if isinstance(p, str) else p for p in prompts]
+        return encode(prompts, self.read)
 
     def prefix(self, prompts: Sequence[Prompt], guided: bool) -> Prefix:
         """What stands before the first output token, for both guidance branches or the conditional one alone."""
@@ -195,9 +200,24 @@ class Bundle:
         return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
 
 
-@jax.jit(static_argnums=0)
-def _pictures(graph, state, codes: jax.Array) -> jax.Array:
+def encode(prompts: Sequence[str | Prompt], read: Callable[[Sequence[str]], list[Prompt]] | None) -> list[Prompt]:
+    """Prompts as a target's conditioning; `read` is the text encoder, see `Bundle`. Raises as `Bundle.encode`."""
+    texts = [p for p in prompts if isinstance(p, str)]
+    for text in texts:
+        if not text.strip():
+            raise ValueError("the prompt is empty")
+    if texts and read is None:
+        raise BundleError("this model has no text encoder: pass encoded prompts (cascade_jax.Prompt)")
+    done = iter(read(texts) if texts else [])
+    return [next(done) if isinstance(p, str) else p for p in prompts]
+
+
+def pictures(graph: nnx.GraphDef, state: nnx.State, codes: jax.Array) -> jax.Array:
+    """VQ codes int [B, h, w] as pictures, uint8 [B, H, W, 3]."""
     return to_uint8(nnx.merge(graph, state).decode_codes(codes))
+
+
+_pictures = jax.jit(pictures, static_argnums=0)
 
 
 @jax.jit(static_argnums=(0, 1, 2))
@@ -254,7 +274,7 @@ class Writer:
                         if path[0] != without:
                             self.add(path[0], ".".join(path[1:]), array)
         for other in directory.iterdir():
-            if other.name not in ("params", "config.json", without):
+            if other.name not in ("params", "config.json", without, TREES if without == "drafter" else ""):
                 copy = shutil.copytree if other.is_dir() else _link
                 copy(other, self.directory / other.name)
 
@@ -318,11 +338,14 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     directory = pathlib.Path(directory).absolute()
     config = read_config(directory)
     if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+        dtype = platforms.defaults().dtype
     graphs, states, found = _filled(directory, config, dtype, placement)
     del graphs
     return Bundle(
-        config, {"drafter": None, "text": found.get(("text",)), **states}, neighbours=_neighbours(directory, config)
+        config,
+        {"drafter": None, "text": found.get(("text",)), **states},
+        neighbours=_neighbours(directory, config),
+        trees=_trees(directory),
     )
 
 
@@ -379,15 +402,38 @@ def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
     return table
 
 
+def _trees(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
+    if not (file := directory / TREES).is_file():
+        return {}
+    try:
+        trees = json.loads(file.read_text())
+        if not all(isinstance(found["tree"], str) for own in trees.values() for found in own.values()):
+            raise ValueError("a tree is no text")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{file} is damaged (remove it, or run cascade-jax tune-tree again): {error}") from error
+    return trees
+
+
+def save_tree(directory: str | os.PathLike, device: str, method: str, found: dict[str, Any]) -> None:
+    """Stores what was found for a kind of device and a method, as of `Bundle.trees`; it appears whole or not at all."""
+    directory = pathlib.Path(directory)
+    trees = _trees(directory)
+    trees.setdefault(device, {})[method] = found
+    _put(directory, TREES, lambda stream: stream.write((json.dumps(trees, indent=2) + "\n").encode()))
+
+
 def save_neighbours(directory: str | os.PathLike, table: np.ndarray) -> None:
     """Stores a table of neighbours, as `Bundle.neighbours`, in a bundle; it appears whole or not at all."""
-    directory = pathlib.Path(directory)
-    handle, temporary = tempfile.mkstemp(prefix=f".{NEIGHBOURS}-", dir=directory)
+    _put(pathlib.Path(directory), NEIGHBOURS, lambda stream: np.save(stream, np.asarray(table, np.int32)))
+
+
+def _put(directory: pathlib.Path, name: str, write: Callable) -> None:
+    handle, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=directory)
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.save(stream, np.asarray(table, np.int32))
+            write(stream)
         os.chmod(temporary, 0o644)
-        os.replace(temporary, directory / NEIGHBOURS)
+        os.replace(temporary, directory / name)
     except BaseException:
         os.unlink(temporary)
         raise
@@ -465,7 +511,7 @@ def read_any_config(directory: str | os.PathLike) -> Config | MetricConfig:
         raw = json.loads(path.read_text())
         if raw.pop("format") != FORMAT:
             raise BundleError(f"{path} has another format than this version reads ({FORMAT}): convert the model again")
-        return _from_json(raw)
+        return from_json(raw)
     except BundleError:
         raise
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -530,6 +576,16 @@ def _skeleton(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nn
 def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     module = next(module for own, module in KINDS[part].values() if own is type(config))
     return nnx.split(nnx.eval_shape(lambda: module(config, rngs=OneKey())))
+
+
+def abstract(config: Config, dtype=jnp.float32) -> Bundle:
+    """A bundle of shapes instead of parameters, for programs that are lowered and never run. It reads no text."""
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, _cast(leaf.dtype, dtype))
+
+    states = {part: jax.tree.map(shape, state) for part, (_, state) in _skeleton(config).items()}
+    return Bundle(config, {"drafter": None, "text": None, **states})
 
 
 class OneKey:
@@ -597,7 +653,8 @@ def _kind(part: str, config: Any) -> str:
     return next(kind for kind, (own, _) in KINDS[part].items() if own is type(config))
 
 
-def _from_json(raw: dict) -> Config | MetricConfig:
+def from_json(raw: dict) -> Config | MetricConfig:
+    """The inverse of `to_json`; `raw` is used up."""
     cls = MetricConfig if "metric" in raw else Config
     if cls is Config and raw["family"] not in KINDS["target"]:
         known = ", ".join(KINDS["target"])

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from cascade_jax import mesh
+
 MASKED = -1e30
 
 
@@ -91,9 +93,10 @@ def write(cache: Segment, new: Segment, start: jax.Array, after: jax.Array | Non
         start = jnp.where(jnp.isnan(after), 0, start)
 
     def put(slots, rows):
-        return jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=1))(
+        written = jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=1))(
             slots, rows.astype(slots.dtype), start
         )
+        return mesh.divided(written, 1)
 
     return jax.tree.map(put, cache, new)
 

@@ -21,6 +21,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from cascade_jax import console, train_commands
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
+from cascade_jax.scale_commands import Export, GenerateList, RunExported, TuneTree, check_dtype
 
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -100,6 +101,8 @@ class Generate:
     """a .png file for one picture, or a folder (default: PROMPT.png here for one, the folder pictures for several)"""
     json: bool = False
     """print statistics as JSON, and nothing else"""
+    mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
+    """divide prompts over D and the model over M devices"""
     thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
     draws: OmitArgPrefixes[Draws] = Draws()
 
@@ -111,22 +114,24 @@ class Generate:
                 raise ValueError('there is no prompt: try cascade-jax generate "a red ball on gravel"')
             if not all(prompt.strip() for prompt in self.prompts):
                 raise ValueError("a prompt is empty")
+            from cascade_jax import mesh as meshes
             from cascade_jax import methods
+            from cascade_jax.evaluation import files
 
+            sizes = self.mesh and meshes.parse(self.mesh)
             methods.check_name(self.method)
             prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
-            paths = _picture_paths(prompts, self.out)
+            paths = files.picture_paths(prompts, self.out)
         console.set_up()
         with console.bad_input():
-            bundle = _load(self.model)
+            mesh = {"mesh": meshes.make(**sizes), "batch": min(len(prompts), methods.BATCH)} if sizes else {}
+            bundle = _load(self.model, **mesh)
             encoded = bundle.encode(self.prompts)
             settings = self.draws.settings(bundle)
             sampling = _sampling(settings)
             _note_neighbours(bundle, [self.method])
             method = methods.method(self.method, bundle, **self.thresholds.given())
             bundle.program(method.tree)
-
-        from cascade_jax.evaluation import files
 
         encoded = [prompt for prompt in encoded for _ in range(self.count)]
         pictures, seconds = [], 0.0
@@ -342,7 +347,9 @@ class Bench:
     model: Model = "scenes"
     """scenes, or the folder of a converted model"""
     shapes: Annotated[str | None, arg(metavar="SHAPES", help_behavior_hint="")] = None
-    """instead of a model, random weights of published sizes: llamagen-xl"""
+    """instead of a model, random weights of published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b"""
+    alpha: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    """project the time of whole pictures for this many accepted drafts a step, which random weights do not reach"""
     dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
     """of the weights"""
     batch: Annotated[str, arg(metavar="N,N,...")] = "1,2,4,8,16"
@@ -364,8 +371,9 @@ class Bench:
                 raise ValueError(f"batch is a list of sizes such as 1,2,4, not {self.batch!r}")
             batches = [int(size) for size in self.batch.split(",")]
             _at_least(1, batch=min(batches))
-            if self.dtype not in (None, "float32", "bfloat16"):
-                raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
+            check_dtype(self.dtype)
+            if self.alpha is not None and not 0 <= self.alpha < float("inf"):
+                raise ValueError(f"alpha must be at least 0, not {self.alpha}")
             from cascade_jax import methods
             from cascade_jax.evaluation import bench, compare, files
 
@@ -384,10 +392,12 @@ class Bench:
             method = methods.method(self.method, bundle, **self.thresholds.given())
             bundle.program(method.tree)
             bench.check_tree(method)
-        result = bench.bench(
-            bundle, method, prompts, name=self.shapes or self.model, batches=batches, steps=self.steps,
-            repeats=self.repeats, whole=self.shapes is None, progress=console.say,
-        )  # fmt: skip
+        with console.CompileClock() as compiling:
+            result = bench.bench(
+                bundle, method, prompts, name=self.shapes or self.model, batches=batches, steps=self.steps,
+                repeats=self.repeats, whole=self.shapes is None, alpha=self.alpha, progress=console.say,
+            )  # fmt: skip
+        result["report"]["compile_seconds"] = compiling.seconds
         bench.write(self.out, result, command)
         console.show(*bench.tables(result))
         print(f"written to {self.out}: bench.json, bench.md")
@@ -404,7 +414,8 @@ def _scenes(
 
 _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
-    "neighbours": Neighbours, "distill": train_commands.Distill, "train": train_commands.Train, "scenes": _scenes,
+    "neighbours": Neighbours, "distill": train_commands.Distill, "train": train_commands.Train, "export": Export,
+    "run-exported": RunExported, "tune-tree": TuneTree, "generate-list": GenerateList, "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 
@@ -496,11 +507,11 @@ def _note_neighbours(bundle, names: list[str]) -> None:
         console.say("making LANTERN's table of neighbours; cascade-jax neighbours MODEL stores it with the model")
 
 
-def _load(model: str, dtype: str | None = None):
+def _load(model: str, dtype: str | None = None, **mesh):
     from cascade_jax import pipeline
 
     try:
-        return pipeline.load(model, dtype)
+        return pipeline.load(model, dtype, **mesh)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"the model {model} makes no sense: {type(error).__name__}: {error}") from error
 
@@ -543,28 +554,6 @@ def _referee(bundle, folder: pathlib.Path | None):
             "the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'"
         )
     return referee
-
-
-def _picture_paths(prompts: list[str], out: pathlib.Path | None) -> list[pathlib.Path]:
-    """Where each picture goes, if that can be written."""
-    from cascade_jax.evaluation import files
-
-    slugs = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "picture" for prompt in prompts]
-    if len(prompts) == 1 and (out is None or out.suffix.lower() == ".png"):
-        path = pathlib.Path(f"{slugs[0]}.png") if out is None else out
-        files.check_file(path)
-        return [path]
-    if out is not None and out.suffix.lower() == ".png":
-        raise ValueError(f"{out} is one picture, and {len(prompts)} are asked for: give a folder")
-    if out is not None and out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
-        raise ValueError(f"pictures are written as PNG: --out ends in .png or is a folder, not {out}")
-    folder = pathlib.Path("pictures") if out is None else out
-    files.check_folder(folder)
-    paths = [folder / f"{slug}-{number}.png" for number, slug in enumerate(slugs)]
-    for path in paths:
-        if path.is_dir():
-            raise ValueError(f"cannot write {path}: it is a folder")
-    return paths
 
 
 def _described(progress):

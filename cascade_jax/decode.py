@@ -119,7 +119,7 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
     """
     target = nnx.merge(program.target, params["target"])
     rows, slots, _ = prefix.embeddings.shape
-    batch, depth = len(keys), program.tree.depth
+    batch, depth = keys.shape[0], program.tree.depth
     seen = kv.causal(slots)[None]
     if prefix.holes is not None:
         seen = seen & ~prefix.holes[:, None] | jnp.eye(slots, dtype=bool)
@@ -264,14 +264,15 @@ def decide(
 
     static = isinstance(program.tree, Tree)
     inner = np.array(program.tree.inner if static else range(program.tree.num_nodes), np.int32)
-    logits = logits_at(jnp.broadcast_to(inner, (len(keys), len(inner)))) if len(inner) else None
+    batch = keys.shape[0]  # not len(keys): an exported program does not know its batch
+    logits = logits_at(jnp.broadcast_to(inner, (batch, len(inner)))) if len(inner) else None
     topology = program.tree.topology if static else drafted.topology
 
     def one(key, topology, tokens, draft_probs, logits, features):
         return walk(key, topology, inner, tokens, draft_probs, logits, features, rule, warp)
 
     walked = jax.vmap(one, (0, None if static else 0, 0, 0, 0, 0))(
-        keys, topology, drafted.tokens, drafted.probs, logits, features[: len(keys)]
+        keys, topology, drafted.tokens, drafted.probs, logits, features[:batch]
     )
     return jax.vmap(finish)(walked, warp(logits_at(walked.end[:, None])[:, 0]))
 

@@ -19,7 +19,7 @@ from flax import struct
 
 from cascade_jax import cache as kv
 from cascade_jax.cache import Context, Segment
-from cascade_jax.sampling import Layout, Sampling, distinct, guided_logits, warp_logits
+from cascade_jax.sampling import Layout, Sampling, distinct, guided_logits, top, warp_logits
 from cascade_jax.tree import DynamicTree, Topology, Tree
 
 
@@ -170,7 +170,7 @@ def _fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greed
     root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)
 
     def best(log_probs):  # [B, n, V] -> values, tokens [B, n, k]
-        return jax.lax.top_k(log_probs, k)
+        return top(log_probs, k)
 
     values, tokens = best(head(drafter, target, layout, hidden[:, None], 0))
     scores, frontier = values[:, 0], tokens[:, 0]  # [B, k]

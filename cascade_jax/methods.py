@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cascade_jax import acceptance, pipeline
+from cascade_jax import acceptance, pipeline, platforms
 from cascade_jax import tree as trees
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
@@ -35,7 +35,7 @@ _SETTINGS = {
     "gsd": ("group",),
     "cascade": ("tau_pos", "tau_seq", "budget", "ledger", "mass"),
 }
-_TREES = {"ar": trees.ROOT, "lantern": trees.EAGLE_2, "lantern++": trees.LANTERNPP_57}  # all others: EAGLE_25
+_TREES = {"ar": trees.ROOT, "lantern": trees.EAGLE_2, "lantern++": trees.LANTERNPP_57}  # all others: the platform's
 _MOST_DRAFTS = 512
 
 
@@ -75,7 +75,7 @@ def method(
 
     Args:
       name: one of METHODS. "ar" decodes token by token, "eagle" is strict speculative decoding (the paper's "naive").
-      tree: overrides the method's own; see `parse_tree` for names.
+      tree: overrides the one found for this kind of device, and the method's own; see `parse_tree` for names.
       tau_pos: of cascade, as `tau_seq`, `budget`, `ledger` and `mass`: see `acceptance.cascade`. Defaults are the
         model's own.
       delta: of lantern: bound on the mass of a token's neighbourhood; 0.2.
@@ -98,7 +98,8 @@ def method(
             takes = ", ".join(_SETTINGS[name]) or "none"
             raise ValueError(f"{name} does not take {setting} (it takes {takes})")
     settings = _defaults(name, bundle) | given
-    own_tree = settings.pop("tree", _TREES.get(name, trees.EAGLE_25))
+    own_tree = settings.pop("tree", _TREES.get(name, platforms.defaults().tree))
+    own_tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {"tree": own_tree})["tree"]
     if name == "ar" and tree is not None:
         raise ValueError("ar draws token by token and takes no tree: name another method")
     tree = own_tree if tree is None else tree
@@ -191,6 +192,27 @@ def draw_all(
         chosen = [prompts[i] for i in filled]
         drawn = pipeline.generate(bundle, chosen, keys, method.rule, method.tree, sampling, report)
         yield indices, jax.tree.map(lambda x: x[: len(indices)], drawn)
+
+
+def draw_numbers(
+    bundle: Bundle,
+    method: Method,
+    prompts: Sequence[str | Prompt],
+    numbers: Sequence[int],
+    seed: int,
+    sampling: Sampling | None = None,
+    size: int = 1,
+) -> pipeline.Generated:
+    """Draws the pictures of these numbers, as `draw_all` would, as one batch that is filled up to `size`.
+
+    Args:
+      prompts: of all pictures, by number.
+    """
+    filled = [*numbers, *[numbers[-1]] * (size - len(numbers))]
+    keys = pipeline.picture_keys(jax.random.key(seed), np.array(filled))
+    chosen = [prompts[number] for number in filled]
+    drawn = pipeline.generate(bundle, chosen, keys, method.rule, method.tree, sampling)
+    return jax.tree.map(lambda x: x[: len(numbers)], drawn)
 
 
 def draw_one(

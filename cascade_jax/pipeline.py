@@ -1,5 +1,6 @@
 """From prompts to pictures: `load`, `generate` and `score`, the functions most people start with."""
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -8,10 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
+from jax.sharding import Mesh
 
-from cascade_jax import acceptance, bundle, decode
+from cascade_jax import acceptance, bundle, decode, platforms, sharding
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
+from cascade_jax.mesh import DATA, MODEL
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions
 from cascade_jax.text import classes, t5
@@ -73,35 +76,63 @@ class Scored:
     features: jax.Array
 
 
-def load(model: str | os.PathLike = "scenes", dtype=None, placement: bundle.Placement | None = None) -> Bundle:
+def load(
+    model: str | os.PathLike = "scenes",
+    dtype=None,
+    placement: bundle.Placement | None = None,
+    mesh: Mesh | None = None,
+    batch: int = 1,
+) -> Bundle:
     """Loads a model: "scenes", which comes with the package, or a converted directory.
 
     Args:
       dtype: of the parameters; None for float32 on CPU and bfloat16 elsewhere.
       placement: gives each parameter's sharding; see `bundle.load`.
+      mesh: divides the model over devices, see `mesh.make`; None for one device.
+      batch: pictures that will be drawn at once; with a mesh, room for them is looked for before anything is loaded.
 
     Raises:
       bundle.BundleError: if there is no such model, or it is damaged.
+      ValueError: if the mesh does not divide the model, or its devices have too little memory.
     """
     directory = folder(model)
+    if mesh is not None:
+        config, arrays = bundle.read_config(directory), bundle.stored(directory)
+        sharding.check(config, mesh.shape[MODEL])
+        dtype = platforms.defaults().dtype if dtype is None else dtype
+        parts = sharding.needed(config, arrays, dtype, data=mesh.shape[DATA], model=mesh.shape[MODEL], batch=batch)
+        platforms.check_memory(parts, mesh.size)
+        placement = sharding.placement(mesh)
     loaded = bundle.load(directory, dtype, placement)
-    match loaded.config.text:
+    loaded.mesh = mesh
+    encoder = loaded.merged("text") if loaded.config.text == "t5" else None
+    loaded.read = reader(loaded.config, loaded.params["text"], encoder, directory / "text")
+    return loaded
+
+
+def reader(config: bundle.Config, table, encoder, folder: pathlib.Path):
+    """The function that reads a model's prompts (`Bundle.read`); None where they come encoded.
+
+    Args:
+      table: the conditions' features, of "scenes".
+      encoder: of "t5", see `text.t5.reader`.
+      folder: where the tokenizer lies.
+    """
+    match config.text:
         case "scenes":
-            table = loaded.params["text"]
 
             def read(texts: Sequence[str]) -> list[Prompt]:
                 ids = np.stack([captions.encode(captions.placed(captions.parse(text))) for text in texts])
                 return [Prompt(features=features) for features in captions.features(table, ids)]
 
-            loaded.read = read
+            return read
         case "t5":
-            slots = loaded.config.target.condition_tokens
-            loaded.read = t5.reader(loaded.merged("text"), directory / "text" / "tokenizer.json", slots)
+            return t5.reader(encoder, folder / "tokenizer.json", config.target.condition_tokens)
         case "tokens":
-            loaded.read = tokens_of.reader(directory / "text" / "tokenizer.json", loaded.config.target)
+            return tokens_of.reader(folder / "tokenizer.json", config.target)
         case "class":
-            loaded.read = classes.reader(loaded.config.target.classes)
-    return loaded
+            return classes.reader(config.target.classes)
+    return None
 
 
 def folder(model: str | os.PathLike) -> pathlib.Path:
@@ -146,25 +177,34 @@ def generate(
     state = start(model, prompts, key, tree, sampling)
     program = model.program(tree)
     params, rule = model.decoding_params(program), acceptance.strict() if rule is None else rule
+    run = decode.run_jit if model.mesh is None else functools.partial(sharding.run, model.mesh)
     if progress is None:
-        state = decode.run_jit(program, params, state, rule, sampling)
+        state = run(program, params, state, rule, sampling)
     else:
-        total = len(prompts) * program.length
+        total = len(state.count) * program.length
         while (drawn := int(jnp.sum(state.count))) < total:
-            progress(drawn, total)
-            state = decode.run_jit(program, params, state, rule, sampling, CHUNK)
-        progress(total, total)
+            progress(drawn * len(prompts) // len(state.count), len(prompts) * program.length)
+            state = run(program, params, state, rule, sampling, CHUNK)
+        progress(len(prompts) * program.length, len(prompts) * program.length)
     tokens = state.tokens[:, : program.length]
-    return Generated(model.images(tokens), np.asarray(tokens), report(state.stats))
+    drawn = Generated(model.images(tokens), np.asarray(tokens), report(state.stats))
+    return jax.tree.map(lambda x: x[: len(prompts)], drawn)
 
 
 def start(model: Bundle, prompts, key: jax.Array, tree: Tree | DynamicTree, sampling: Sampling) -> decode.DecodeState:
-    """The decoding state of `prompts` after the prefill, with checked sampling settings; `key` as in `generate`."""
-    program = model.program(tree)
-    prefix = model.prefix(model.encode(prompts), guided=sampling.guidance is not None)
+    """The decoding state of `prompts` after the prefill, with checked sampling settings; `key` as in `generate`.
+
+    On a mesh it is a state of `sharding.prefill`, and the last prompt is repeated until `data` divides the batch.
+    """
+    program, encoded = model.program(tree), model.encode(prompts)
     keys = key if key.ndim else picture_keys(key, np.arange(len(prompts)))
     if keys.shape != (len(prompts),):
         raise ValueError(f"{len(prompts)} prompts need one key or {len(prompts)}, not keys of shape {keys.shape}")
+    missing = 0 if model.mesh is None else -len(prompts) % model.mesh.shape[DATA]
+    prefix = model.prefix([*encoded, *encoded[-1:] * missing], guided=sampling.guidance is not None)
+    keys = jnp.concatenate([keys, *[keys[-1:]] * missing]) if missing else keys
+    if model.mesh is not None:
+        return sharding.prefill(model.mesh, program, model.decoding_params(program), prefix, keys, sampling)
     return decode.prefill_jit(program, model.decoding_params(program), prefix, keys, sampling)
 
 

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from cascade_jax import mesh
+
 EXCLUDED = -jnp.inf
 
 
@@ -171,10 +173,25 @@ def draw_distinct(key: jax.Array, log_probs: jax.Array, count: int) -> jax.Array
     return distinct(log_probs + jax.random.gumbel(key, log_probs.shape), count)
 
 
+def top(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` largest of `x` [..., V] along the last axis, and where they are; of equals, the first.
+
+    Of an `x` that is divided over devices, each finds its own, and the best of these are the best of all.
+    """
+    parts = mesh.shards()
+    if parts == 1 or x.shape[-1] % parts or x.shape[-1] // parts < count:
+        return jax.lax.top_k(x, count)
+    values, places = mesh.on_each(lambda own: tuple(jax.lax.top_k(own, count)), x, outputs=2)
+    first = x.shape[-1] // parts * jnp.arange(parts)[:, None]
+    places = (places.reshape(*x.shape[:-1], parts, count) + first).reshape(*x.shape[:-1], parts * count)
+    values, best = jax.lax.top_k(values, count)
+    return values, jnp.take_along_axis(places, best, axis=-1)
+
+
 def distinct(scores: jax.Array, count: int) -> jax.Array:
     """The `count` best tokens int [..., count] by score [..., V], best first; -1 in place of those that score -inf.
 
     With Gumbel noise added to log probabilities these are draws without replacement; without, the likeliest tokens.
     """
-    values, tokens = jax.lax.top_k(scores, count)
+    values, tokens = top(scores, count)
     return jnp.where(jnp.isfinite(values), tokens, -1).astype(jnp.int32)

@@ -204,7 +204,8 @@ def test_a_choice_is_printed_as_config_json_holds_it():
 def test_bench_measures_parts_loop_memory_and_batches(model, monkeypatch, capsys):
     monkeypatch.setattr(bench, "SIZES", (trees.ROOT, trees.chain(1)))
     monkeypatch.setattr(bench.bandwidth, "__defaults__", (2**22,))
-    flags = ["--tree", "chain:1", "--batch", "1", "--steps", "4", "--repeats", "1"]
+    monkeypatch.setattr(bench.matmul_rate, "__defaults__", (64,))
+    flags = ["--tree", "chain:1", "--batch", "1", "--steps", "4", "--repeats", "1", "--alpha", "1"]
     assert cli.main(["bench", "--model", model, *flags]) == 0
     with open("bench/bench.json") as file:
         result = json.load(file)
@@ -213,6 +214,11 @@ def test_bench_measures_parts_loop_memory_and_batches(model, monkeypatch, capsys
     assert result["overhead"] == pytest.approx(result["loop"] / result["sum"] - 1)
     assert [row["nodes"] for row in result["target_pass"]] == [1, 2]
     assert result["ar"]["ratio"] == pytest.approx(result["ar"]["step"] / result["ar"]["read"])
+    assert result["report"]["ar_share"] == pytest.approx(1 / result["ar"]["ratio"])
+    assert {"bandwidth", "matmul", "verify_share", "peak_memory", "compile_seconds"} <= set(result["report"])
+    around = result["prefill"] + result["report"]["pixels"]
+    assert result["projection"]["ar"] == pytest.approx(around + 15 * result["ar"]["step"])
+    assert result["projection"]["seconds"] == pytest.approx(around + 7.5 * result["loop"])  # two tokens a step
     (row,) = result["batches"]
     assert row["batch"] == 1
     assert all(row[name]["pictures_per_second"] > 0 for name in ("ar", "cascade"))

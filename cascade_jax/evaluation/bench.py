@@ -4,10 +4,11 @@ Parts are jitted apart and run one after the other on the very states that the l
 the loop's time are of the same steps with the same random numbers.
 """
 
+import dataclasses
 import functools
 import json
-import os
 import pathlib
+import sys
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,59 +17,80 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from rich.table import Table
 
-from cascade_jax import decode, pipeline
+from cascade_jax import decode, pipeline, platforms
 from cascade_jax import methods as by_name
-from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
+from cascade_jax.bundle import Bundle, Config, Prompt, abstract, default_sampling
 from cascade_jax.draft import Draft
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import machine
 from cascade_jax.methods import Method
-from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.llamagen import LlamaGen, preset
-from cascade_jax.models.vq import DS16, VQModel
+from cascade_jax.models import chameleon, janus, llamagen
+from cascade_jax.models.eagle import EagleConfig
+from cascade_jax.models.vq import DS16
+from cascade_jax.sampling import Sampling
 from cascade_jax.tree import EAGLE_25, LANTERNPP_57, ROOT, Tree, chain
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 SIZES = (ROOT, chain(5), chain(9), EAGLE_25, LANTERNPP_57)  # 1, 6, 10, 26 and 58 nodes
-SHAPES = ("llamagen-xl",)
+SHAPES = {
+    "llamagen-xl": ("llamagen", llamagen.preset("XL", image_tokens=1024)),
+    "llamagen-7b": ("llamagen", llamagen.preset("7B", image_tokens=1024)),
+    "lumina-mgpt-7b": ("chameleon", chameleon.preset("lumina-mgpt-7b-768")),
+    "janus-pro-7b": ("janus", janus.preset("7B")),
+}
 PARTS = ("draft", "target", "verify", "commit")
 
 
-def random_bundle(shapes: str, dtype=None) -> Bundle:
-    """A model with random weights of published sizes, for measuring alone; "llamagen-xl" draws 512 x 512 pixels.
+def config_of(shapes: str) -> Config:
+    """A configuration of published sizes with a drafter.
+
+    Raises:
+      ValueError: for unknown names.
+    """
+    if shapes not in SHAPES:
+        raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
+    family, target = SHAPES[shapes]
+    drafter = EagleConfig(dataclasses.replace(target.block, input_norm=False))
+    if family == "llamagen":
+        drafter = dataclasses.replace(drafter, grid=target.grid, condition_slots=target.condition_tokens - 1)
+    codes = target.vocab_size if family == "llamagen" else target.codebook_size
+    sampling = {"temperature": 1.0, "top_k": 2000, "guidance": 3.0}
+    return Config(family, target, drafter, dataclasses.replace(DS16, codebook_size=codes), sampling=sampling)
+
+
+def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:
+    """A model with random weights of published sizes, for measuring alone; its drafter is EAGLE-1's.
+
+    Args:
+      layers: of the target; None for as many as are published.
 
     Raises:
       ValueError: for other names, or if there is not enough memory.
     """
-    if shapes not in SHAPES:
-        raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
-    target = preset("XL", image_tokens=1024)
-    drafter = EagleConfig(
-        target.block.__class__(**{**vars(target.block), "input_norm": False}),
-        grid=target.grid,
-        condition_slots=target.condition_tokens - 1,
-    )
-    config = Config("llamagen", target, drafter, DS16, sampling={"temperature": 1.0, "top_k": 2000, "guidance": 3.0})
-    if dtype is None:
-        dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
-    makers = {"target": (LlamaGen, target), "drafter": (Eagle1, drafter), "vq": (VQModel, config.vq)}
-    skeleton = {
-        name: nnx.state(nnx.eval_shape(lambda make=make, sizes=sizes: make(sizes, rngs=nnx.Rngs(0))))
-        for name, (make, sizes) in makers.items()
-    }
+    config = config_of(shapes)
+    if layers is not None:
+        config = dataclasses.replace(config, target=dataclasses.replace(config.target, layers=layers))
+    dtype = platforms.defaults().dtype if dtype is None else dtype
+    shapes_of = abstract(config, dtype).params
+    skeleton = {part: shapes_of[part] for part in ("target", "drafter", "vq")}
     needed = _bytes(skeleton, dtype)
-    if needed > 0.8 * free_memory():
-        raise ValueError(
-            f"{shapes} needs {needed / 1e9:.1f} GB, and {free_memory() / 1e9:.1f} GB are free: try --dtype bfloat16"
-        )
+    if needed > 0.8 * platforms.free_memory():
+        free = platforms.free_memory() / 1e9
+        raise ValueError(f"{shapes} needs {needed / 1e9:.1f} GB, and {free:.1f} GB are free: try --dtype bfloat16")
 
     @functools.partial(jax.jit, static_argnums=0)
     def fill(shape, key):
         return 0.02 * jax.random.normal(key, shape, dtype)
 
     def leaf(path, x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.arange(x.size, dtype=x.dtype)
         if "scale" in jax.tree_util.keystr(path):
             return jnp.ones(x.shape, dtype)
         return fill(x.shape, jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())))
@@ -86,6 +108,7 @@ def bench(
     steps: int = 16,
     repeats: int = 5,
     whole: bool = True,
+    alpha: float | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> dict[str, Any]:
     """Measures a model.
@@ -97,11 +120,15 @@ def bench(
       repeats: how often everything is timed; medians are reported.
       whole: draw whole pictures for the batches. Otherwise, as random weights ask for, AR's rate is reckoned from the
         time of its steps and the speculative method's is left out.
+      alpha: accepted drafts per step to project whole pictures with, as random weights, which accept next to nothing,
+        ask for; None for no projection.
 
     Returns:
       All times in seconds: {"model", "machine", "dtype", "tree", "prefill", "parts": {part: time}, "sum", "loop",
       "overhead": loop / sum - 1, "target_pass": [{"nodes", "seconds", "ratio"}], "vq", "ar": {"step", "weight_bytes",
-      "bandwidth" (bytes/s), "read", "ratio"}, "batches": [{"batch", METHOD: {"step", "pictures_per_second"}}]}.
+      "bandwidth" (bytes/s), "read", "ratio"}, "report": {"bandwidth", "matmul" (operations/s), "ar_share",
+      "verify_share" (of the bandwidth's limit), "pixels", "peak_memory" (bytes)}, "projection", "batches": [{"batch",
+      METHOD: {"step", "pictures_per_second"}}]}.
     """
     sampling = default_sampling(bundle.config).checked()
     check_tree(method)
@@ -122,10 +149,22 @@ def bench(
     weights, speed = _weight_bytes(bundle), bandwidth()
     read = weights / speed
     result["ar"] = {"step": step, "weight_bytes": weights, "bandwidth": speed, "read": read, "ratio": step / read}
+    progress("products of matrices")
+    verified = _seconds_of_target(bundle, method.tree, prompts[:1], sampling, repeats)
+    pixels = _seconds(bundle.images, jnp.zeros((1, bundle.length), jnp.int32), repeats=min(repeats, 3))
+    result["report"] = {
+        "bandwidth": speed,
+        "matmul": matmul_rate(result["dtype"]),
+        "ar_share": read / step,
+        "verify_share": read / verified,
+        "pixels": pixels,
+        "peak_memory": peak_memory(),
+    }
+    result["projection"] = None if alpha is None else projection(result, bundle.length, alpha)
     result["batches"] = []
     for batch in batches:
         progress(f"batch {batch}")
-        if (needed := _cache_bytes(bundle, batch)) > 0.5 * free_memory():
+        if (needed := _cache_bytes(bundle, batch)) > 0.5 * platforms.free_memory():
             result["batches"].append({"batch": batch, "skipped": f"its caches need {needed / 1e9:.1f} GB"})
             continue
         row = {"batch": batch}
@@ -154,18 +193,34 @@ def bandwidth(size: int = 2**28) -> float:
     return max(size / reads, 2 * size / copies)
 
 
-def free_memory() -> float:
-    """Bytes of free memory on the default device; infinite where that cannot be told."""
-    stats = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in stats:
-        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    meminfo = pathlib.Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
-        return float(next(lines).split()[1]) * 1024
-    if hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        return float(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    return float("inf")
+def matmul_rate(dtype, size: int | None = None) -> float:
+    """Operations per second of a product of two square matrices, summed in float32; the best of several runs."""
+    size = size or (1024 if jax.default_backend() == "cpu" else 8192)
+    x = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda x: jnp.matmul(x, x, preferred_element_type=jnp.float32))
+    return 2 * size**3 / _seconds(product, x, repeats=8, best=True)
+
+
+def peak_memory() -> float | None:
+    """Most bytes that were in use at once: on the device, or by the process where the device is the CPU."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    if resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(most if sys.platform == "darwin" else 1024 * most)
+
+
+def projection(result: dict[str, Any], length: int, alpha: float) -> dict[str, float]:
+    """Seconds of a picture of `length` tokens from measured costs and an acceptance that was not measured here.
+
+    A picture is a prefill, which yields the first token, steps that yield `alpha` + 1 tokens each, and pixels.
+    """
+    around = result["prefill"] + result["report"]["pixels"]
+    ar = around + (length - 1) * result["ar"]["step"]
+    drawn = around + (length - 1) / (alpha + 1) * result["loop"]
+    return {"alpha": alpha, "ar": ar, "seconds": drawn, "speedup": ar / drawn}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -222,14 +277,23 @@ def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
 def _target_passes(bundle, prompts, sampling, repeats) -> list[dict[str, float]]:
     rows = []
     for tree in SIZES:
-        program = bundle.program(tree)
-        state = _start(bundle, Method("", None, tree), prompts, sampling)
-        drafted = Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
-        state, params = state.replace(drafter=None), bundle.decoding_params(program)
-        one_pass = functools.partial(_target_pass, program)
-        seconds = _seconds(one_pass, params, state, drafted, repeats=4 * repeats)
+        seconds = _seconds_of_target(bundle, tree, prompts, sampling, 4 * repeats)
         rows.append({"nodes": tree.num_nodes, "seconds": seconds})
     return [row | {"ratio": row["seconds"] / rows[0]["seconds"]} for row in rows]
+
+
+def _seconds_of_target(bundle, tree, prompts, sampling, repeats) -> float:
+    """Of one pass of the target over the nodes of `tree`."""
+    program = bundle.program(tree)
+    state = _start(bundle, Method("", None, tree), prompts, sampling)
+    drafted = Draft(jnp.zeros((len(prompts), tree.num_nodes), jnp.int32), None, None)
+    state, params = state.replace(drafter=None), bundle.decoding_params(program)
+    return _seconds(functools.partial(_target_pass, program), params, state, drafted, repeats=repeats)
+
+
+def step_time(bundle: Bundle, method: Method, prompts, sampling: Sampling, steps: int, repeats: int) -> float:
+    """Seconds of a step of the loop: the median of `repeats` runs of at most `steps` steps, compilation excluded."""
+    return _loop(bundle, method, prompts, sampling, steps, repeats)["step"]
 
 
 def _loop(bundle, method, prompts, sampling, steps, repeats) -> dict[str, float]:
@@ -317,6 +381,33 @@ def _pairs(result: dict[str, Any]) -> list[tuple[str, str]]:
             f"reading {ar['weight_bytes'] / 1e6:.0f} MB of weights at {ar['bandwidth'] / 1e9:.1f} GB/s",
             f"{ms(ar['read'])} (an AR step takes {ar['ratio']:.1f}x)",
         ),
+        *_report_pairs(result["report"]),
+        *_projection_pairs(result["method"], result["projection"]),
+    ]
+
+
+def _report_pairs(report: dict[str, Any]) -> list[tuple[str, str]]:
+    pairs = [
+        ("memory bandwidth", f"{report['bandwidth'] / 1e9:.1f} GB/s"),
+        ("products of matrices", f"{report['matmul'] / 1e12:.2f} T operations/s"),
+        ("share of the bandwidth's limit, AR step", f"{100 * report['ar_share']:.0f} %"),
+        ("the same, verifying the tree", f"{100 * report['verify_share']:.0f} %"),
+        ("pixels of a picture", f"{1e3 * report['pixels']:.2f} ms"),
+    ]
+    if report["peak_memory"] is not None:
+        pairs.append(("most memory in use", f"{report['peak_memory'] / 1e9:.2f} GB"))
+    if "compile_seconds" in report:
+        pairs.append(("compiling, or reading compiled programs", f"{report['compile_seconds']:.1f} s"))
+    return pairs
+
+
+def _projection_pairs(method: str, projected: dict[str, float] | None) -> list[tuple[str, str]]:
+    if projected is None:
+        return []
+    given = f"projection for a given alpha of {projected['alpha']:g}, not a measurement"
+    return [
+        ("projected picture, AR", f"{projected['ar']:.2f} s"),
+        (f"projected picture, {method}", f"{projected['seconds']:.2f} s ({projected['speedup']:.2f}x; {given})"),
     ]
 
 

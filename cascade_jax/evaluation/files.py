@@ -1,11 +1,14 @@
 """Where results go: places are tried before the work starts, and files appear whole or not at all."""
 
 import contextlib
+import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,6 +38,33 @@ def check_file(path: pathlib.Path) -> None:
     if path.is_dir():
         raise ValueError(f"cannot write {path}: it is a folder")
     check_folder(path.parent)
+
+
+def picture_paths(prompts: Sequence[str], out: pathlib.Path | None) -> list[pathlib.Path]:
+    """Where each prompt's picture goes.
+
+    Args:
+      out: a .png file for one picture, or a folder; None for a file or folder here.
+
+    Raises:
+      ValueError: if it cannot be written.
+    """
+    slugs = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "picture" for prompt in prompts]
+    if len(prompts) == 1 and (out is None or out.suffix.lower() == ".png"):
+        path = pathlib.Path(f"{slugs[0]}.png") if out is None else out
+        check_file(path)
+        return [path]
+    if out is not None and out.suffix.lower() == ".png":
+        raise ValueError(f"{out} is one picture, and {len(prompts)} are asked for: give a folder")
+    if out is not None and out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise ValueError(f"pictures are written as PNG: --out ends in .png or is a folder, not {out}")
+    folder = pathlib.Path("pictures") if out is None else out
+    check_folder(folder)
+    paths = [folder / f"{slug}-{number}.png" for number, slug in enumerate(slugs)]
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder")
+    return paths
 
 
 @contextlib.contextmanager
@@ -79,3 +109,9 @@ def write_png(path: pathlib.Path, image: np.ndarray, **notes: str) -> None:
         info.add_itxt(name, text)
     with whole(path) as temporary:
         Image.fromarray(image).save(temporary, "PNG", pnginfo=info)
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes what JSON can hold."""
+    with whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

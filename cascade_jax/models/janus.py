@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from cascade_jax import mesh
 from cascade_jax.cache import Context, Segment
 from cascade_jax.decode import Prefix
 from cascade_jax.models.prompt import Prompt, TokenRows, stack_tokens, text_tokens, token_prefix
@@ -159,7 +160,7 @@ class Janus(nnx.Module):
     def logits(self, features: jax.Array) -> jax.Array:
         """Features [..., d] to float32 logits [..., codebook_size]."""
         last = self.head.fc2
-        logits = to_logits(self.head.hidden(features), last.kernel[...])
+        logits = to_logits(mesh.whole(self.head.hidden(features)), last.kernel[...])
         return logits + last.bias[...].astype(logits.dtype)
 
 

@@ -165,12 +165,12 @@ class LlamaGen(nnx.Module):
         x = self.condition(prompt.ids if prompt.features is None else prompt.features)
         holes = None if prompt.mask is None else ~prompt.mask
         if guided:
-            x = jnp.concatenate([x, self.unconditional(len(x))])
+            x = jnp.concatenate([x, self.unconditional(x.shape[0])])
             holes = None if holes is None else jnp.concatenate([holes, holes])
         zero = jnp.zeros((), jnp.int32)
         filler = self.embed(zero) if drafter is None else drafter.embed(zero, self)
         filler = jnp.broadcast_to(filler.astype(x.dtype), x.shape)
-        return Prefix(x, filler, jnp.full(len(x), x.shape[1], jnp.int32), holes)
+        return Prefix(x, filler, jnp.full(x.shape[0], x.shape[1], jnp.int32), holes)
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]; slots past the picture's end read the last one."""

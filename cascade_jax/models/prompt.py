@@ -70,7 +70,7 @@ def token_prefix(table: jax.Array, rows: TokenRows, guided: bool, drafter: nnx.M
 
     A drafter sees the same tokens, by its own table if it has one.
     """
-    ids, length = (x if guided else x[: len(x) // 2] for x in (rows.ids, rows.length))
+    ids, length = (x if guided else x[: x.shape[0] // 2] for x in (rows.ids, rows.length))
     x = table[ids]
     own = getattr(drafter, "embedding", None)
     return Prefix(x, x if own is None else own[...][ids].astype(x.dtype), jnp.asarray(length))

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cascade_jax import mesh
 from cascade_jax.cache import KV, Context, Segment
 
 
@@ -64,8 +65,13 @@ def rope_1d(positions: jax.Array, head_dim: int, base: float) -> jax.Array:
 def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """`x` [..., n] times `kernel` [n, *out], accumulated in float32, in x's dtype.
 
-    As one plain matrix product: with more axes XLA's CPU backend leaves the fast path.
+    As one plain matrix product: with more axes XLA's CPU backend leaves the fast path. On a mesh the kernel keeps its
+    axes, for one that is divided may not be merged with another.
     """
+    if mesh.shards() > 1:
+        contracted = (((x.ndim - 1,), (0,)), ((), ()))
+        out = jax.lax.dot_general(x, kernel.astype(x.dtype), contracted, preferred_element_type=jnp.float32)
+        return out.astype(x.dtype)
     flat, matrix = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype).reshape(kernel.shape[0], -1)
     out = jnp.matmul(flat, matrix, preferred_element_type=jnp.float32)
     return out.astype(x.dtype).reshape(*x.shape[:-1], *kernel.shape[1:])
@@ -75,7 +81,7 @@ def to_logits(features: jax.Array, kernel: jax.Array) -> jax.Array:
     """Features [..., d] times a head's kernel [d, V]: float32 logits [..., V]."""
     flat = features.reshape(-1, features.shape[-1])
     logits = jnp.matmul(flat, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
-    return logits.reshape(*features.shape[:-1], -1)
+    return mesh.divided(logits.reshape(*features.shape[:-1], -1), -1)
 
 
 def rotate(x: jax.Array, rope: jax.Array, style: str) -> jax.Array:
@@ -148,7 +154,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: jax.Array, context: Context, past: tuple[KV, ...]) -> tuple[jax.Array, KV]:
         c, (rows, new) = self.config, x.shape[:2]
-        qkv = self.qkv(x)
+        qkv = mesh.divided(self.qkv(x), 2)
         query = qkv[..., : self.groups, :].reshape(rows, new, c.heads, c.head_dim)
         key = qkv[..., self.groups, :]
         if c.qk_norm:
@@ -188,7 +194,7 @@ class Attention(nnx.Module):
             )
         out = out / total
         out = out.reshape(rows, c.kv_heads, self.groups, new, c.head_dim).transpose(0, 3, 1, 2, 4)
-        return self.out(out.reshape(rows, new, c.heads * c.head_dim).astype(x.dtype)), fresh
+        return mesh.whole(self.out(out.reshape(rows, new, c.heads * c.head_dim).astype(x.dtype))), fresh
 
 
 class FeedForward(nnx.Module):
@@ -199,8 +205,8 @@ class FeedForward(nnx.Module):
         self.down = Linear(config.ffn_dim, config.dim, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = self.gate_up(x)
-        return self.down(jax.nn.silu(hidden[..., 0, :]) * hidden[..., 1, :])
+        hidden = mesh.divided(self.gate_up(x), 3)
+        return mesh.whole(self.down(jax.nn.silu(hidden[..., 0, :]) * hidden[..., 1, :]))
 
 
 class Block(nnx.Module):
@@ -250,6 +256,7 @@ def run_target(
 
 def _run(blocks, x, context, past):
     """The input and the outputs of all blocks, and the new tokens' segment."""
+    x = mesh.whole(x)
     outputs, fresh = [x], []
     for i, block in enumerate(blocks):
         x, kv = block(x, context, tuple(segment[i] for segment in past))

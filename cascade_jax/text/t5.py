@@ -111,18 +111,18 @@ def _replaced(text: str, replacements: Sequence[tuple[str, str]]) -> str:
 
 
 def reader(
-    encoder: nnx.Module, tokenizer: str | os.PathLike, slots: int = SLOTS
+    encoder: nnx.Module | Callable, tokenizer: str | os.PathLike, slots: int = SLOTS
 ) -> Callable[[Sequence[str]], list[Prompt]]:
     """A function from captions to encoded prompts.
 
     Args:
-      encoder: a `models.t5.T5Encoder`.
+      encoder: a `models.t5.T5Encoder`, or whatever else maps ids int [B, C] and their mask to features.
       tokenizer: T5's tokenizer.json; where there is none, the spiece.model beside it is read.
       slots: features of a caption; longer captions are cut.
 
     The function raises a BundleError where the tokenizer library or the file is missing.
     """
-    graph, state = nnx.split(encoder)
+    encode = functools.partial(_encode, *nnx.split(encoder)) if isinstance(encoder, nnx.Module) else encoder
     words = functools.cache(lambda: _tokenizer(pathlib.Path(tokenizer), slots))
 
     def read(captions: Sequence[str]) -> list[Prompt]:
@@ -131,7 +131,7 @@ def reader(
         for row, caption in enumerate(captions):
             found = words()(clean(caption))
             ids[row, : len(found)], mask[row, : len(found)] = found, True
-        features = _encode(graph, state, jnp.asarray(ids), jnp.asarray(mask))
+        features = encode(jnp.asarray(ids), jnp.asarray(mask))
         return [left_padded(f, m) for f, m in zip(features, mask)]
 
     return read

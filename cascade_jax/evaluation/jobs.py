@@ -1,0 +1,142 @@
+"""One list of prompts, drawn by any number of processes, none of which needs the others to finish its own part.
+
+Process p of P draws every picture whose number is p modulo P. A picture's record is written after its file, and both
+appear whole or not at all, so a folder tells what is done: whoever starts again, after a kill or with another number of
+processes, draws what has no record and nothing else. Pictures depend on prompt, seed and number alone, so it does not
+matter who draws them. `jax.distributed` finds the processes (on its own under SLURM, Open MPI, Kubernetes or on a TPU
+pod), and because every process is recoverable, one may die and come back while the others go on.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cascade_jax import methods as by_name
+from cascade_jax.bundle import Bundle, Prompt
+from cascade_jax.evaluation import files
+from cascade_jax.evaluation.compare import machine
+from cascade_jax.evaluation.quality import Referee
+from cascade_jax.methods import Method
+from cascade_jax.sampling import Sampling
+
+JOB, REPORT = "job.json", "report.json"
+
+
+def join(coordinator: str | None, processes: int | None, process: int | None) -> tuple[int, int]:
+    """Meets the other processes; must come before anything else asks JAX for a device. All None: as the cluster says.
+
+    Returns:
+      This process's number, and how many there are.
+
+    Raises:
+      ValueError: if they cannot meet.
+    """
+    jax.config.update("jax_enable_recoverability", True)
+    try:
+        jax.distributed.initialize(coordinator, processes, process)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(f"the processes cannot meet: {error}") from error
+    return jax.process_index(), jax.process_count()
+
+
+def settle(folder: pathlib.Path, job: dict[str, Any]) -> None:
+    """Writes down what is drawn into a folder; everybody who joins in must draw the same.
+
+    Raises:
+      ValueError: if the folder holds another job.
+    """
+    job, place = json.loads(json.dumps(job)), folder / JOB
+    if not place.exists():
+        files.write_json(place, job)
+    there = json.loads(place.read_text(encoding="utf-8"))
+    if names := [name for name in job if job[name] != there.get(name)]:
+        raise ValueError(f"{folder} holds pictures of another job (other {', '.join(names)}): give another --out")
+
+
+def missing(folder: pathlib.Path, numbers: Sequence[int]) -> list[int]:
+    """The numbers without a record."""
+    return [number for number in numbers if not _record(folder, number).exists()]
+
+
+def draw(
+    bundle: Bundle,
+    method: Method,
+    prompts: Sequence[str | Prompt],
+    numbers: Sequence[int],
+    folder: pathlib.Path,
+    *,
+    seed: int,
+    batch: int,
+    sampling: Sampling,
+    referee: Referee | None = None,
+) -> Iterator[int]:
+    """Draws the pictures of these numbers, in batches of one size, into NUMBER.png and NUMBER.json.
+
+    Args:
+      prompts: of all pictures, by number.
+      referee: judges fidelity, which goes into the record.
+
+    Yields:
+      How many pictures were just written.
+    """
+    for start in range(0, len(numbers), batch):
+        own = list(numbers[start : start + batch])
+        drawn = by_name.draw_numbers(bundle, method, prompts, own, seed, sampling, batch)
+        texts = [prompts[number] for number in own]
+        shares = None if referee is None else referee.fidelity(drawn.images, texts)
+        for row, number in enumerate(own):
+            record = {"number": number, "prompt": texts[row], "seed": seed, "process": jax.process_index()}
+            record |= {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
+            record["fidelity"] = None if shares is None else float(shares[row])
+            note = {"Description": texts[row], "Comment": f"{method.name}, seed {seed}, picture {number}"}
+            files.write_png(folder / f"{number:06d}.png", drawn.images[row], **note)
+            files.write_json(_record(folder, number), record)
+        yield len(own)
+
+
+def wait(folder: pathlib.Path, count: int, patience: float, say: Callable[[str], None]) -> None:
+    """Waits for the records of all pictures.
+
+    Raises:
+      ValueError: if none came for `patience` seconds.
+    """
+    left, since = count + 1, time.monotonic()
+    while open_ := missing(folder, range(count)):
+        if len(open_) < left:
+            left, since = len(open_), time.monotonic()
+            say(f"waiting for {left} pictures of other processes")
+        if time.monotonic() - since > patience:
+            raise ValueError(
+                f"{left} of {count} pictures are missing and nobody draws them: start the command again, it goes on "
+                "where it stopped"
+            )
+        time.sleep(0.2)
+
+
+def report(folder: pathlib.Path, count: int, job: dict[str, Any]) -> dict[str, Any]:
+    """Writes report.json over all records, and returns it: means over pictures, or over steps."""
+    records = [json.loads(_record(folder, number).read_text(encoding="utf-8")) for number in range(count)]
+    steps = np.array([record["steps"] for record in records])
+    per_step = lambda name: float(np.sum(steps * [record[name] for record in records]) / max(np.sum(steps), 1))
+    shares = [record["fidelity"] for record in records]
+    processes = [record["process"] for record in records]
+    found = {
+        **job,
+        "machine": machine(),
+        "pictures": count,
+        "by_process": {str(process): processes.count(process) for process in sorted(set(processes))},
+        "target_steps": float(np.mean(steps)),
+        **{name: per_step(name) for name in ("alpha", "nominal", "coupled", "divergence")},
+        "fidelity": None if None in shares else float(np.mean(shares)),
+    }
+    files.write_json(folder / REPORT, found)
+    return found
+
+
+def _record(folder: pathlib.Path, number: int) -> pathlib.Path:
+    return folder / f"{number:06d}.json"

@@ -1,0 +1,193 @@
+"""A model on a mesh: where its parameters lie, whether it fits, and decoding divided over prompts.
+
+Within a row of `model` devices the layout is Megatron's (Shoeybi et al. 2019, arXiv 1909.08053): a block's first
+matrices are divided by columns and its second ones by rows, so that attention and feed-forward end in one all-reduce
+each. A cache lies where its heads are. The head is divided over the vocabulary, and so are logits and what is made of
+them.
+
+Over `data` nothing is ever exchanged: every row of devices runs the loop on prompts of its own, until these are done.
+"""
+
+import math
+import re
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cascade_jax import decode
+from cascade_jax.acceptance import Rule
+from cascade_jax.bundle import Bundle, Config, Placement
+from cascade_jax.decode import DecodeState, Prefix, Program
+from cascade_jax.draft import DrafterState
+from cascade_jax.mesh import DATA, MODEL
+from cascade_jax.sampling import Sampling
+
+# Which axis of a parameter lies over `model`, by the end of its path; the first that matches holds.
+_DIVIDED = (
+    (r"attention\.qkv\.kernel", 1),
+    (r"attention\.(query|key)_norm\.(scale|bias)", 0),
+    (r"attention\.out\.kernel", 0),
+    (r"ffn\.gate_up\.kernel", 2),
+    (r"ffn\.down\.kernel", 0),
+    (r"(caption|aligner)\.fc1\.kernel", 1),
+    (r"(caption|aligner)\.fc1\.bias", 0),
+    (r"(caption|aligner)\.fc2\.kernel", 0),
+    (r"head(\.fc2)?\.kernel", 1),
+    (r"head(\.fc2)?\.bias", 0),
+    (r"head\.fc1\.kernel", 1),
+    (r"head\.fc1\.bias", 0),
+    (r"drafter\.fc\.kernel", 0),
+    (r"(text_)?embedding", 1),
+)
+
+
+def placement(mesh: Mesh) -> Placement:
+    """Where a bundle's parameters lie; what no rule names lies on every device."""
+
+    def place(path: str, shape: tuple[int, ...]) -> NamedSharding:
+        axis = next((axis for end, axis in _DIVIDED if re.search(rf"(^|\.){end}$", path)), None)
+        spec: list[str | None] = [None] * len(shape)
+        if path.split(".")[0] in ("target", "drafter") and axis is not None and not shape[axis] % mesh.shape[MODEL]:
+            spec[axis] = MODEL
+        return NamedSharding(mesh, PartitionSpec(*spec))
+
+    return place
+
+
+def check(config: Config, model: int) -> None:
+    """Makes sure that a model can be divided over `model` devices.
+
+    Raises:
+      ValueError: if heads, feed-forward width or vocabulary leave a remainder; the message says what would not.
+    """
+    blocks = [config.target.block] + ([] if config.drafter is None else [config.drafter.block])
+    heads = math.gcd(*(block.kv_heads for block in blocks))
+    sizes = math.gcd(heads, *(block.ffn_dim for block in blocks), config.vq.codebook_size)
+    if sizes % model:
+        fitting = ", ".join(str(n) for n in range(1, sizes + 1) if sizes % n == 0)
+        widths = " and ".join(str(block.ffn_dim) for block in blocks)
+        raise ValueError(
+            f"a mesh with model={model} does not divide {heads} key-value heads, feed-forward widths of {widths} and "
+            f"{config.vq.codebook_size} codes: model can be {fitting}"
+        )
+
+
+def needed(config: Config, arrays: dict[str, Any], dtype, *, data: int, model: int, batch: int) -> dict[str, int]:
+    """Bytes on one device of a mesh: {"parameters", "caches"}, before anything is allocated.
+
+    Args:
+      arrays: shapes and types by dotted path, see `bundle.stored`.
+      dtype: of the floating-point parameters.
+      batch: pictures drawn at once, on the whole mesh, with guidance.
+    """
+    mesh = jax.sharding.AbstractMesh((data, model), (DATA, MODEL))
+    place, parameters = placement(mesh), 0
+    for path, leaf in arrays.items():
+        floating = np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jax.numpy.bfloat16
+        size = np.dtype(dtype).itemsize if floating else leaf.dtype.itemsize
+        parameters += math.prod(place(path, tuple(leaf.shape)).shard_shape(tuple(leaf.shape))) * size
+    layers = [(config.target.block, config.target.layers)]
+    if config.drafter is not None:
+        layers.append((config.drafter.block, getattr(config.drafter, "layers", 1)))
+    slots = getattr(config.target, "condition_tokens", 128) + config.target.length
+    heads = sum(2 * block.kv_heads * block.head_dim * count for block, count in layers)
+    rows = 2 * -(-batch // data)
+    return {"parameters": parameters, "caches": heads * slots * rows * np.dtype(dtype).itemsize // model}
+
+
+def put(model: Bundle, mesh: Mesh) -> Bundle:
+    """A loaded bundle on a mesh."""
+    place = placement(mesh)
+
+    def moved(part, tree):
+        def leaf(path, x):
+            name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")  # NNX's last step
+            return jax.device_put(x, place(f"{part}.{name}", x.shape))
+
+        return jax.tree_util.tree_map_with_path(leaf, tree)
+
+    params = {part: None if tree is None else moved(part, tree) for part, tree in model.params.items()}
+    return Bundle(model.config, params, model.read, model.neighbours, mesh, model.trees)
+
+
+def prefill(mesh: Mesh, program: Program, params, prefix: Prefix, keys: jax.Array, sampling: Sampling) -> DecodeState:
+    """`decode.prefill` on a mesh. Rows of the state are apart by guidance branch, [G, B] where they are [R] otherwise.
+
+    The batch must be a multiple of the mesh's `data`.
+    """
+    prefix = jax.tree.map(partial(_apart, batch=keys.shape[0]), prefix)
+    with jax.set_mesh(mesh):
+        return _prefill(program, params, prefix, keys, sampling)
+
+
+def run(
+    mesh: Mesh, program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit=None
+) -> DecodeState:
+    """`decode.run` on a mesh, on a state of `prefill`; every row of devices stops when its own prompts are done."""
+    with jax.set_mesh(mesh):
+        return _run(program, params, state, rule, sampling, limit)
+
+
+def lower_run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> jax.stages.Lowered:
+    """What `run` compiles, for looking at; within `jax.set_mesh`."""
+    return _run.lower(program, params, state, rule, sampling, None)
+
+
+@partial(jax.jit, static_argnums=0)
+def _prefill(program, params, prefix, keys, sampling):
+    def local(params, prefix, keys, sampling):
+        state = decode.prefill(program, params, jax.tree.map(_together, prefix), keys, sampling)
+        return _mapped(state, partial(_apart, batch=keys.shape[0]))
+
+    return _over_data(local, (None, _ROWS, _BATCH, None), _specs(program))(params, prefix, keys, sampling)
+
+
+@partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _run(program, params, state, rule, sampling, limit):
+    specs = _specs(program)
+
+    def local(params, state, rule, sampling, limit):
+        batch = state.count.shape[0]
+        state = decode.run(program, params, _mapped(state, _together), rule, sampling, limit)
+        return _mapped(state, partial(_apart, batch=batch))
+
+    return _over_data(local, (None, specs, None, None, None), specs)(params, state, rule, sampling, limit)
+
+
+_BATCH, _ROWS = PartitionSpec(DATA), PartitionSpec(None, DATA)
+
+
+def _over_data(function, given: tuple, made: DecodeState):
+    """`function` on every row of devices with its own part of what `given` and `made` say lies over `data`."""
+    given = tuple(PartitionSpec() if spec is None else spec for spec in given)
+    # Without the check of what varies: JAX cannot see that a loop that starts from constants soon varies.
+    return jax.shard_map(function, in_specs=given, out_specs=made, axis_names={DATA}, check_vma=False)
+
+
+def _specs(program: Program) -> DecodeState:
+    """Where the fields of a state lie."""
+    drafter = None if program.drafter is None else DrafterState(_ROWS, _ROWS, _BATCH, _ROWS, _BATCH)
+    return DecodeState(_BATCH, _BATCH, _BATCH, _ROWS, _ROWS, _ROWS, drafter, _BATCH)
+
+
+def _mapped(state: DecodeState, function) -> DecodeState:
+    """A state with `function` applied to what has a row for every guidance branch."""
+    rows = partial(jax.tree.map, function)
+    if (drafter := state.drafter) is not None:
+        drafter = drafter.replace(
+            cache=rows(drafter.cache), length=rows(drafter.length), features=rows(drafter.features)
+        )
+    return state.replace(cache=rows(state.cache), length=rows(state.length), holes=rows(state.holes), drafter=drafter)
+
+
+def _apart(x: jax.Array, batch: int) -> jax.Array:
+    """[R, ...] as [G, B, ...]."""
+    return x.reshape(-1, batch, *x.shape[1:])
+
+
+def _together(x: jax.Array) -> jax.Array:
+    """[G, B, ...] as [R, ...]."""
+    return x.reshape(-1, *x.shape[2:])

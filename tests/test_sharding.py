@@ -1,0 +1,147 @@
+"""Models divided over eight devices of this host draw what they draw on one."""
+
+import collections
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+import tiny_bundles
+
+from cascade_jax import artifact, bundle, cli, mesh, methods, pipeline, platforms, sampling, sharding, trees
+from cascade_jax.bundle import default_sampling
+from cascade_jax.models.chameleon import preset
+
+BATCH = 3
+SETTINGS = {"lantern": {"delta": 0.2, "neighbours": 5}, "lantern++": {"neighbours": 5}, "gsd": {"group": 5}}
+SMALL_EAGLE_2 = trees.DynamicTree(top_k=2, rounds=1, drafts=4)
+
+
+def method(name: str, model) -> methods.Method:
+    tree = {"ar": None, "lantern": SMALL_EAGLE_2}.get(name, "0 1 00")
+    return methods.method(name, model, tree=tree, **SETTINGS.get(name, {}))
+
+
+@pytest.fixture(scope="module")
+def bundles():
+    """Every family's bundle on one device, and on a mesh of 2 x 4."""
+    made = {family: tiny_bundles.bundle(family) for family in tiny_bundles.TARGETS}
+    return {family: (one, sharding.put(one, mesh.make(2, 4))) for family, one in made.items()}
+
+
+FAST = [("llamagen", name) for name in methods.METHODS] + [("chameleon", "cascade"), ("janus", "lantern")]
+ALL = [(family, name) for family in tiny_bundles.TARGETS for name in methods.METHODS]
+
+
+@pytest.mark.parametrize(
+    ("family", "name"), [pytest.param(*p, marks=[] if p in FAST else pytest.mark.slow) for p in ALL]
+)
+def test_a_mesh_draws_the_tokens_of_one_device(family, name, bundles):
+    """In float32; a batch that `data` does not divide."""
+    one, divided = bundles[family]
+    chosen, prompts = method(name, one), tiny_bundles.prompts(family, BATCH)
+    want = pipeline.generate(one, prompts, jax.random.key(2), chosen.rule, chosen.tree)
+    drawn = pipeline.generate(divided, prompts, jax.random.key(2), chosen.rule, chosen.tree)
+    np.testing.assert_array_equal(drawn.tokens, want.tokens)
+    np.testing.assert_array_equal(drawn.stats.steps, want.stats.steps)
+    np.testing.assert_allclose(drawn.stats.coupled, want.stats.coupled, atol=1e-4)
+    np.testing.assert_array_equal(drawn.images, want.images)
+
+
+def collectives(program: str) -> list[tuple[str, int]]:
+    """Kind and size in elements of every collective in a compiled program's text."""
+    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
+    found = []
+    for shapes, kind in re.findall(rf"= ([^=]*?) ({kinds})(?:-start)?\(", program):
+        sizes = [int(np.prod([int(n) for n in dims.split(",") if n])) for dims in re.findall(r"\[([\d,]*)\]", shapes)]
+        found.append((kind, max(sizes)))
+    return found
+
+
+def test_the_loop_gathers_neither_caches_nor_weights():
+    """Two pictures a row of devices, guided, four nodes: activations have 4 * 4 * 32 = 512 elements on a device.
+
+    The smallest matrix of a block has 1,024, and so have the smallest caches. In a step the target's block and the
+    drafter's, which reads three pending pairs and then a level of two nodes, end in two all-reduces each.
+    """
+    model = sharding.put(tiny_bundles.bundle("llamagen"), mesh.make(2, 4))
+    chosen, prompts = method("cascade", model), tiny_bundles.prompts("llamagen", 4)
+    settings, program = default_sampling(model.config).checked(), model.program(chosen.tree)
+    state = pipeline.start(model, prompts, jax.random.key(0), chosen.tree, settings)
+    assert state.cache[0].key.sharding.spec == jax.sharding.PartitionSpec(None, "data", "model")
+    with jax.set_mesh(model.mesh):
+        lowered = sharding.lower_run(program, model.decoding_params(program), state, chosen.rule, settings)
+        text = lowered.compile().as_text()
+    found = collections.Counter(collectives(text))
+    assert {kind for kind, _ in found} <= {"all-reduce", "all-gather", "all-to-all"}
+    assert max(size for kind, size in found if kind == "all-to-all") < 64  # parts of activations
+    assert max(size for _, size in found) <= 512
+    assert found["all-reduce", 512] >= 2
+
+
+def test_every_device_holds_its_part_and_the_estimate_is_exact():
+    made, placed = tiny_bundles.bundle("janus"), mesh.make(2, 4)
+    model = sharding.put(made, placed)
+    block = model.params["target"]["blocks"][0]
+    part = lambda leaf: leaf[...].addressable_shards[0].data.shape
+    assert part(block["attention"]["qkv"]["kernel"]) == (32, 1, 3, 8)
+    assert part(block["ffn"]["gate_up"]["kernel"]) == (32, 2, 16)
+    assert part(model.params["target"]["head"]["fc2"]["kernel"]) == (32, 16)
+    arrays = {
+        f"{part}.{name}": leaf for part, tree in made.params.items() for name, leaf in artifact.named(tree).items()
+    }
+    needed = sharding.needed(made.config, arrays, jnp.float32, data=2, model=4, batch=4)
+    held = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(model.params))
+    assert needed["parameters"] == held
+    halved = sharding.needed(made.config, arrays, jnp.float32, data=2, model=2, batch=4)
+    assert halved["caches"] == 2 * needed["caches"]
+
+
+def test_the_largest_are_found_on_a_mesh_as_without_one():
+    """With ties: of equals the first."""
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 5, (3, 64)).astype(np.float32))
+    with jax.set_mesh(mesh.make(1, 4)):
+        found = jax.jit(lambda x: sampling.top(mesh.divided(x, 1), 6))(x)
+    for ours, theirs in zip(found, jax.lax.top_k(x, 6)):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+BAD_MESHES = {
+    "words": ("2x4", "a mesh is given as data=2,model=4, not '2x4'"),
+    "nothing": ("data=0", "a mesh is given as data=2,model=4, not 'data=0'"),
+    "twice": ("data=2,data=2", "the mesh 'data=2,data=2' names an axis twice"),
+    "devices": ("data=4,model=4", "a mesh of data=4,model=4 needs 16 devices, and there are 8"),
+    "heads": ("model=4", "a mesh with model=4 does not divide 2 key-value heads"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), BAD_MESHES.values(), ids=BAD_MESHES)
+def test_bad_meshes_are_one_line(text, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = str(small.write_bundle(tmp_path / "model"))
+    assert cli.main(["generate", "a red ball", "--model", model, "--mesh", text, "--out", "x.png"]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_too_little_memory_is_told_with_its_numbers_before_loading(tmp_path, monkeypatch):
+    model = small.write_bundle(tmp_path / "model")
+    monkeypatch.setattr(platforms, "free_memory", lambda: 1e5)
+    monkeypatch.setattr(bundle, "load", None)
+    with pytest.raises(
+        ValueError, match=r"too little memory: 0\.0 GB for parameters and 0\.0 GB for caches on each of 2"
+    ):
+        pipeline.load(model, mesh=mesh.make(1, 2))
+
+
+def test_a_7b_model_is_estimated_by_its_shapes():
+    """Lumina-mGPT in bfloat16 on four devices: 13 GB of blocks, and a cache of 32 layers, 2,482 slots and two rows."""
+    config = bundle.Config("chameleon", preset("lumina-mgpt-7b-768"), None, tiny_bundles.VQ)
+    arrays = {f"target.{name}": leaf for name, leaf in artifact.named(bundle.abstract(config).params["target"]).items()}
+    needed = sharding.needed(config, arrays, jnp.bfloat16, data=1, model=4, batch=1)
+    assert needed["parameters"] == pytest.approx((6.48e9 + 65536 * 4096 + 8192 * 4096) * 2 / 4, rel=0.01)
+    assert needed["caches"] == 32 * 2 * 4096 * (128 + config.target.length) * 2 * 2 // 4

@@ -1,0 +1,124 @@
+"""The tree that tune-tree builds is the best that its measurements allow."""
+
+import itertools
+import json
+import types
+
+import numpy as np
+import pytest
+from small import write_bundle
+
+from cascade_jax import bundle, cli, methods, pipeline, trees
+from cascade_jax.evaluation import bench, tune
+
+TABLE = np.array([[0.5, 0.2, 0.1], [0.4, 0.3, 0.1]])
+
+
+def every_tree(size: int, width: int, depth: int):
+    """All trees of at most `size` drafts within the limits, by growing them one draft at a time."""
+    frontier = {frozenset()}
+    while frontier:
+        yield from (trees.Tree.from_choices(paths) for paths in frontier if paths)
+        grown = set()
+        for paths in frontier:
+            for parent in [(), *paths]:
+                rank = sum(1 for path in paths if path[:-1] == parent)
+                if len(paths) < size and rank < width and len(parent) < depth:
+                    grown.add(paths | {(*parent, rank)})
+        frontier = grown
+
+
+@pytest.mark.parametrize("costs", [(1.0, 0.0, 0.0), (1.0, 0.1, 0.0), (1.0, 0.02, 0.3), (0.1, 0.3, 0.3)])
+def test_no_tree_within_the_limits_has_a_better_rate(costs):
+    costs = np.array(costs)
+    found = tune.best_tree(TABLE, costs, most_drafts=5, most_depth=3)
+    rate = lambda tree: tune.expected_tokens(TABLE, tree) / tune.time_of(costs, tree)
+    assert rate(found) == pytest.approx(max(map(rate, every_tree(5, 3, 3))))
+
+
+def test_expected_tokens_are_the_mean_of_simulated_walks():
+    """Binomial error over 20,000 walks of a tree that yields 2.1 tokens: 0.01."""
+    tree = trees.parse("0 1 2 00 01 10 000 001")
+    rng, total = np.random.default_rng(0), 0
+    for _ in range(20000):
+        node = 0
+        while True:
+            children = [n for n in range(1, tree.num_nodes) if tree.parents[n] == node]
+            table = TABLE[min(tree.depths[node], 1), : len(children)]
+            place = int(np.searchsorted(np.cumsum(table), rng.random(), side="right"))
+            total += 1
+            if place >= len(children):
+                break
+            node = children[place]
+    assert total / 20000 == pytest.approx(tune.expected_tokens(TABLE, tree), abs=0.04)
+
+
+def test_paths_are_counted_where_their_parents_were_accepted():
+    comb = tune.comb(3, 2)
+    assert comb.paths[1:] == ((0,), (1,), (2,), (0, 0), (0, 1), (0, 2))
+    hits, visits = np.zeros((2, 3)), np.zeros(2)
+    tune.count(comb, np.array([[0, -1, -1], [0, 2, -1], [0, 1, -1], [0, 1, 5]]), hits, visits)
+    np.testing.assert_array_equal(hits, [[2, 1, 0], [0, 1, 0]])
+    np.testing.assert_array_equal(visits, [4, 2])
+    shares = tune.chances(hits, visits)
+    assert (np.diff(shares, axis=1) <= 0).all() and shares.sum(axis=1).max() <= 1
+
+
+def test_times_are_fitted_and_never_negative():
+    costs = np.array([2e-3, 1e-4, 5e-4])
+    seconds = [tune.time_of(costs, tree) for tree in tune.TIMED]
+    np.testing.assert_allclose(tune.fit_time(tune.TIMED, seconds), costs, rtol=1e-6)
+    free = [1e-3 - 1e-6 * tree.num_nodes for tree in tune.TIMED]
+    assert (tune.fit_time(tune.TIMED, free) >= 0).all()
+
+
+def test_the_command_stores_a_tree_that_becomes_the_default(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tune, "WIDTH", 2)
+    monkeypatch.setattr(tune.comb, "__defaults__", (2, 2))
+    monkeypatch.setattr(tune, "EAGLE_25", trees.chain(2))
+    monkeypatch.setattr(tune.tune, "__kwdefaults__", tune.tune.__kwdefaults__ | {"timed": (trees.chain(1),)})
+    stats = types.SimpleNamespace(accepted=np.array([5]), steps=np.array([10]))
+    monkeypatch.setattr(pipeline, "generate", lambda *_: types.SimpleNamespace(stats=stats))
+    monkeypatch.setattr(bench, "step_time", lambda bundle, method, *_: 1.0 + 0.1 * method.tree.num_nodes)
+    model = str(write_bundle(tmp_path / "model"))
+    flags = ["--method", "eagle", "--count", "2", "--most-drafts", "2", "--most-depth", "2"]
+    assert cli.main(["tune-tree", "--model", model, *flags]) == 0
+    assert "predicted tokens/s" in capsys.readouterr().out
+    stored = json.loads((tmp_path / "model" / bundle.TREES).read_text())
+    ((device, own),) = stored.items()
+    assert own["eagle"]["device"] == device
+    loaded = pipeline.load(model)
+    assert methods.tree_name(methods.method("eagle", loaded).tree) == own["eagle"]["tree"]
+    assert methods.method("gsd", loaded).tree == trees.EAGLE_25
+    assert methods.method("eagle", loaded, tree="chain:4").tree == trees.chain(4)
+
+
+BAD = {
+    "ar": (["--method", "ar"], "tune-tree takes a method that drafts on a static tree, not ar"),
+    "count": (["--count", "0"], "count must be at least 1"),
+    "depth": (["--most-depth", "0"], "most_depth must be at least 1"),
+    "model": (["--model", "nowhere"], "no model 'nowhere'"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_one_line(flags, message, capsys):
+    assert cli.main(["tune-tree", *flags]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_damaged_file_of_trees_is_named(tmp_path, capsys):
+    model = write_bundle(tmp_path / "model")
+    (model / bundle.TREES).write_text('{"cpu": {"eagle": 5}}')
+    with pytest.raises(bundle.BundleError, match=r"trees\.json is damaged"):
+        pipeline.load(model)
+
+
+def test_all_small_trees_are_enumerated():
+    """One draft, two in two ways, three in five: Catalan's numbers, where limits do not matter."""
+    sizes = sorted(tree.num_nodes - 1 for tree in every_tree(3, 3, 3))
+    assert [len(list(own)) for _, own in itertools.groupby(sizes)] == [1, 2, 5]

@@ -1,0 +1,68 @@
+"""Random bundles of every family, in memory, with sizes that four devices can share."""
+
+import dataclasses
+
+import jax
+import numpy as np
+from flax import nnx
+from small import VQ
+
+from cascade_jax.bundle import Bundle, Config, Prompt, abstract
+from cascade_jax.models.chameleon import ChameleonConfig
+from cascade_jax.models.eagle import EagleConfig
+from cascade_jax.models.janus import JanusConfig
+from cascade_jax.models.llamagen import LlamaGenConfig
+
+LLAMAGEN = LlamaGenConfig(
+    dim=32, layers=1, heads=4, image_tokens=16, vocab_size=64, condition_tokens=5, caption_dim=8, ffn_multiple=16
+)
+CHAMELEON = ChameleonConfig(
+    dim=32, layers=1, heads=4, ffn_dim=64, rows=4, columns=4, codebook_size=64, vocab_size=128, begin=0, turn=100,
+    image_start=101, image_end=102, newline=103, size=104,
+)  # fmt: skip
+JANUS = JanusConfig(
+    dim=32, layers=1, heads=4, ffn_dim=64, grid=4, codebook_size=64, vocab_size=96, begin=90, image_start=91, pad=92
+)
+TARGETS = {"llamagen": LLAMAGEN, "chameleon": CHAMELEON, "janus": JANUS}
+
+
+def config(family: str) -> Config:
+    """The family's smallest configuration with a drafter."""
+    target = TARGETS[family]
+    block = dataclasses.replace(target.block, input_norm=False)
+    drafter = EagleConfig(block)
+    if family == "llamagen":
+        drafter = EagleConfig(block, grid=target.grid, condition_slots=target.condition_tokens - 1)
+    if family == "chameleon":
+        drafter = EagleConfig(block, vocab_size=target.vocab_size)
+    return Config(family, target, drafter, VQ, sampling={"temperature": 1.0, "top_k": 40, "guidance": 2.0})
+
+
+def bundle(family: str, seed: int = 0) -> Bundle:
+    """That configuration with random weights, with enough contrast for every rule to do something else."""
+    rng = np.random.default_rng(seed)
+
+    def random(path, leaf):
+        if not np.issubdtype(leaf.dtype, np.floating):
+            return np.arange(4, 4 + leaf.size, dtype=leaf.dtype)  # Chameleon's ids of codes
+        if "scale" in jax.tree_util.keystr(path):
+            return np.ones(leaf.shape, np.float32)
+        return rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32)
+
+    skeleton = abstract(config(family))
+    params = jax.tree_util.tree_map_with_path(random, skeleton.params)
+    # the drafter guesses that the feature changes little, so that part of its drafts is accepted
+    width = skeleton.config.target.dim
+    fc = dict(nnx.to_flat_state(params["drafter"]))["fc", "kernel"]
+    fc.set_value(fc.get_value() + np.concatenate([np.zeros((width, width)), np.eye(width)]).astype(np.float32))
+    return Bundle(skeleton.config, jax.tree.map(jax.numpy.asarray, params))
+
+
+def prompts(family: str, count: int) -> list[Prompt]:
+    """Encoded prompts, token prompts of different lengths."""
+    rng = np.random.default_rng(1)
+    if family == "llamagen":
+        shape = LLAMAGEN.condition_tokens, LLAMAGEN.caption_dim
+        return [Prompt(features=rng.normal(size=shape).astype(np.float32)) for _ in range(count)]
+    first = {"chameleon": CHAMELEON.begin, "janus": JANUS.begin}[family]
+    return [Prompt(ids=np.array([first, *rng.integers(70, 90, 2 + i % 5)], np.int32)) for i in range(count)]
