@@ -14,7 +14,6 @@ from cascade_jax import cache as kv
 from cascade_jax.cache import Context
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.training import drafter as recipe
-from cascade_jax.training import losses
 from cascade_jax.training.drafter import Objective
 
 BATCH, LENGTH, PREFIX = 3, 16, 5
@@ -109,7 +108,6 @@ def _expected(case, objective):
     """The loss in NumPy, from the drafter's estimates."""
     target, drafter = nnx.merge(case.graphs.target, case.target), nnx.merge(case.graphs.drafter, case.params)
     kept, tokens = np.asarray(case.batch["features"]), case.batch["tokens"]
-    conditional = target.condition(case.batch["prompts"].features)
     guided = objective.guidance is not None
     if guided:
         kept = np.concatenate([kept[:, 0], kept[:, 1]])
@@ -117,7 +115,6 @@ def _expected(case, objective):
     else:
         kept = np.stack([row[int(free)] for row, free in zip(kept, case.batch["unconditional"])])
         everywhere = tokens
-    del conditional
     taps = len(case.graphs.taps)
     features, read = (kept, kept) if not taps else (kept[..., :32], kept[..., 32:])
     filler = np.broadcast_to(target.embed(jnp.int32(0)), (len(kept), PREFIX, 32))
@@ -179,15 +176,12 @@ def test_features_computed_in_the_step_give_the_loss_of_kept_ones(case, kind):
 
 def test_a_weight_of_one_is_exactly_the_standard_drafter(case, kind):
     objective = OBJECTIVES[kind][0]
-    standard = case.loss(dataclasses.replace(objective, convergence_weight=1.0))[0]
-    nowhere = case.loss(dataclasses.replace(objective, tau_seq=2.0))[0]
-    np.testing.assert_array_equal(standard, nowhere)
-    assert case.loss(objective)[0] > standard  # features of these tokens do converge somewhere
-
-
-def test_weights_are_what_the_losses_say():
-    features = np.random.default_rng(2).normal(size=(2, 6, 4))
-    assert 1 < losses.convergence_weights(jnp.asarray(features), 2.0, 0.0).mean() < 2
+    standard = dataclasses.replace(objective, convergence_weight=1.0)
+    loss = case.loss(standard)[0]
+    np.testing.assert_allclose(loss, _expected(case, standard), rtol=2e-5)
+    # a threshold that nothing reaches: another program, whose weights are all 1, up to float32's rounding
+    np.testing.assert_allclose(case.loss(dataclasses.replace(objective, tau_seq=2.0))[0], loss, rtol=1e-6)
+    assert case.loss(objective)[0] > loss  # features of these tokens do converge somewhere
 
 
 def test_rematerialised_gradients_are_the_same_and_reach_everything(case, kind):
