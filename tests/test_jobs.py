@@ -110,7 +110,8 @@ def test_two_processes_draw_what_one_draws_without_overlap_or_loss(killed, place
         second.send_signal(signal.SIGKILL)
         second.wait()
         second = start(1)
-    said = [process.communicate(timeout=300) for process in (first, second)]
+    said = [process.communicate(timeout=300) for process in (second, first)][::-1]
+    assert second.returncode == 0, said
     assert (first.returncode, second.returncode) == (0, 0), said
     assert pictures(out) == pictures(alone)
     report = json.loads((out / jobs.REPORT).read_text())
