@@ -446,6 +446,17 @@ def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
     return [params] if (params / "_METADATA").exists() or not shards else shards
 
 
+def _reader() -> ocp.StandardCheckpointer:
+    """Reads on its own: by default Orbax lets all processes wait for one another, those too that are gone."""
+    if jax.process_count() == 1:
+        return ocp.StandardCheckpointer()
+    own = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=own, active_processes={own}, barrier_sync_key_prefix=f"process-{own}"
+    )
+    return ocp.StandardCheckpointer(multiprocessing_options=alone)
+
+
 def stored(directory: str | os.PathLike) -> dict[str, Any]:
     """Shapes and types of a bundle's arrays by dotted path, without reading them.
 
@@ -454,7 +465,7 @@ def stored(directory: str | os.PathLike) -> dict[str, Any]:
     """
     found = {}
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
+        with _reader() as checkpointer:
             for shard in _checkpoints(pathlib.Path(directory).absolute()):
                 found |= _flat(checkpointer.metadata(shard).item_metadata.tree)
     except Exception as error:
@@ -465,7 +476,7 @@ def stored(directory: str | os.PathLike) -> dict[str, Any]:
 def _restored(directory: pathlib.Path, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
     """All arrays of a bundle, by path."""
     arrays = {}
-    with ocp.StandardCheckpointer() as checkpointer:
+    with _reader() as checkpointer:
         for shard in _checkpoints(directory):
             stored = _flat(checkpointer.metadata(shard).item_metadata.tree)
             wanted = {

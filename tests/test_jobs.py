@@ -86,7 +86,8 @@ def test_another_job_does_not_go_into_the_same_folder(place, alone, capsys):
     assert "holds pictures of another job (other seed): give another --out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("killed", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [False, True])
 def test_two_processes_draw_what_one_draws_without_overlap_or_loss(killed, place, alone, tmp_path):
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -110,7 +111,8 @@ def test_two_processes_draw_what_one_draws_without_overlap_or_loss(killed, place
         second.send_signal(signal.SIGKILL)
         second.wait()
         second = start(1)
-    said = [process.communicate(timeout=300) for process in (first, second)]
+    said = [process.communicate(timeout=300) for process in (second, first)][::-1]
+    assert second.returncode == 0, said
     assert (first.returncode, second.returncode) == (0, 0), said
     assert pictures(out) == pictures(alone)
     report = json.loads((out / jobs.REPORT).read_text())
