@@ -1,5 +1,10 @@
 """Fixtures that the engine's tests share."""
 
+import os
+
+# On a busy machine eight devices' threads may wait long for each other; XLA gives up after 40 seconds by default.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_cpu_collective_call_terminate_timeout_seconds=1200"
+
 import jax
 import pytest
 from tiny import Tiny, make

@@ -44,6 +44,7 @@ def empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_an_artifact_draws_what_the_model_draws_in_batches_of_any_size(model, file):
     loaded = pipeline.load(model)
     method = methods.method("cascade", loaded, tree=TREE)
@@ -74,6 +75,7 @@ def test_the_commands_write_and_run_a_file_whose_steps_lead_to_the_same_tokens(m
     np.testing.assert_array_equal(state["tokens"][:, :16], drawn.tokens)
 
 
+@pytest.mark.slow
 def test_a_model_that_reads_text_tokens_takes_shorter_prompts(tmp_path):
     made = tiny_bundles.bundle("chameleon")
     method, prompts = methods.method("ar", made), tiny_bundles.prompts("chameleon", 2)
@@ -95,6 +97,7 @@ LARGE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", LARGE)
 def test_7b_models_lower_for_every_platform_by_shape_alone(family):
     target = LARGE[family]

@@ -12,6 +12,7 @@ import pytest
 from cascade_jax.training import log
 
 HERE = pathlib.Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 def launch(devices, *arguments):

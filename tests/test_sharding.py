@@ -31,7 +31,7 @@ def bundles():
     return {family: (one, sharding.put(one, mesh.make(2, 4))) for family, one in made.items()}
 
 
-FAST = [("llamagen", name) for name in methods.METHODS] + [("chameleon", "cascade"), ("janus", "lantern")]
+FAST = [("llamagen", "cascade")]
 ALL = [(family, name) for family in tiny_bundles.TARGETS for name in methods.METHODS]
 
 
@@ -60,6 +60,7 @@ def collectives(program: str) -> list[tuple[str, int]]:
     return found
 
 
+@pytest.mark.slow
 def test_the_loop_gathers_neither_caches_nor_weights():
     """Two pictures a row of devices, guided, four nodes: activations have 4 * 4 * 32 = 512 elements on a device.
 

@@ -72,6 +72,7 @@ def test_times_are_fitted_and_never_negative():
     assert (tune.fit_time(tune.TIMED, free) >= 0).all()
 
 
+@pytest.mark.slow
 def test_the_command_stores_a_tree_that_becomes_the_default(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
