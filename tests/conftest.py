@@ -13,8 +13,6 @@ from cascade_jax.models.llamagen import LlamaGenConfig
 
 # On a GPU, float32 products round to TF32 unless told otherwise, which no tolerance here allows for.
 jax.config.update("jax_default_matmul_precision", "highest")
-# Meshes are made of these; whatever else is tested runs on the first.
-jax.config.update("jax_num_cpu_devices", 8)
 # Most programs here take longer to compile than to run.
 jax.config.update("jax_disable_most_optimizations", True)
 

@@ -64,6 +64,7 @@ def converted(downloads, tmp_path_factory):
     return model
 
 
+@pytest.mark.slow
 def test_a_prompt_becomes_a_picture_by_every_method(converted, capsys):
     tokens = {}
     for method, more in (("ar", []), ("eagle", ["--tree", "chain:2"]), ("cascade", ["--tree", "chain:2"])):

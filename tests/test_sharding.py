@@ -1,4 +1,7 @@
-"""Models divided over eight devices of this host draw what they draw on one."""
+"""Models divided over eight devices of this host draw what they draw on one.
+
+JAX_NUM_CPU_DEVICES=8 pytest tests/test_sharding.py
+"""
 
 import collections
 import re
@@ -14,6 +17,7 @@ from cascade_jax import artifact, bundle, cli, mesh, methods, pipeline, platform
 from cascade_jax.bundle import default_sampling
 from cascade_jax.models.chameleon import preset
 
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs JAX_NUM_CPU_DEVICES=8")
 BATCH = 3
 SETTINGS = {"lantern": {"delta": 0.2, "neighbours": 5}, "lantern++": {"neighbours": 5}, "gsd": {"group": 5}}
 SMALL_EAGLE_2 = trees.DynamicTree(top_k=2, rounds=1, drafts=4)
