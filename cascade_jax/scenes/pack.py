@@ -16,7 +16,6 @@ from cascade_jax.scenes import target as target_recipe
 from cascade_jax.scenes import tokenizer as tokenizer_recipe
 from cascade_jax.scenes.judge import load_judge
 from cascade_jax.training import run
-from cascade_jax.training.drafter import sizes
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
 SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.5}
@@ -32,10 +31,7 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
     config = target_recipe.TARGET
     eagle = None
     if drafter:
-        place = runs / "drafter"
-        # Runs from before there were several kinds do not say which they are.
-        eagle = run.trained(place)[0] if run.is_run(place) else sizes("eagle1", config)
-        params["drafter"] = run.parameters(place, eagle)
+        eagle, params["drafter"], _ = run.trained(runs / "drafter")
     settings = {
         name: json.loads((runs / name / "settings.json").read_text())
         for name in ("target", "drafter")
