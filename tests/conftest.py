@@ -17,14 +17,6 @@ jax.config.update("jax_default_matmul_precision", "highest")
 jax.config.update("jax_disable_most_optimizations", True)
 
 
-@pytest.fixture(scope="module")
-def quick_compilation():
-    """Programs are compiled with few optimisations: here they take longer to compile than to run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="session")
 def tiny() -> Tiny:
     """16 tokens of 40, guided by 5 condition slots; query heads share key heads."""

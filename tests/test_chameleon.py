@@ -19,8 +19,6 @@ from cascade_jax.sampling import Sampling
 from checkpoints_convert.chameleon import LUMINA
 from checkpoints_convert.formats import Known
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VOCABULARY = oracles.chameleon_vocabulary()
 TURN = VOCABULARY["<reserved08706>"]
 PROMPTS = [Prompt(ids=np.array([0, 100, 120, 101, 102, TURN])), Prompt(ids=np.array([0, 111, TURN]))]

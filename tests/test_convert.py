@@ -25,8 +25,6 @@ from checkpoints_convert import ConvertError, convert, families, llamagen, sourc
 from checkpoints_convert.convert import planned, recognise
 from checkpoints_convert.formats import Known
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 KNOWN = Known({}, pixels=64)
 
 

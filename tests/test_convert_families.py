@@ -25,8 +25,6 @@ from checkpoints_convert.janus import FAMILY
 from checkpoints_convert.sources import CODES, Source, Tensor, open_source
 from checkpoints_convert.table import plan
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 SMALL = dict(channels=32, multipliers=(1,) * 5, blocks=1, latent=32, codes=oracles.CODES, width=8)
 

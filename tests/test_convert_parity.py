@@ -23,8 +23,6 @@ from checkpoints_convert import convert, eagle, llamagen, sources, table
 from checkpoints_convert.convert import planned
 from checkpoints_convert.formats import Known
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 FAST = {"xla_backend_optimization_level": 0}
 

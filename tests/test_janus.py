@@ -16,8 +16,6 @@ from cascade_jax.sampling import Sampling
 from checkpoints_convert.formats import Known
 from checkpoints_convert.janus import FAMILY
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TARGET, VQ = (layout for layout in FAMILY.formats if "Hugging Face" in layout.name)
 PROMPTS = [Prompt(ids=np.array([1, 40, 41, 42, 43, 4])), Prompt(ids=np.array([1, 50, 51]))]
 GREEDY = Sampling(temperature=0.0, guidance=5.0)

@@ -91,7 +91,6 @@ def test_every_section_is_run():
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick_compilation")
 @pytest.mark.parametrize("section", MAKERS)
 def test_readmes_commands_lead_from_downloads_to_pictures(section, downloads, monkeypatch, capsys):
     monkeypatch.setattr(published, "CODES", 1024)  # more than the neighbours that README asks for

@@ -17,8 +17,6 @@ from checkpoints_convert import families, sources, table
 from checkpoints_convert.convert import planned, recognise
 from checkpoints_convert.formats import Known
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SETTINGS = dict(
     d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, vocab_size=40, feed_forward_proj="gated-gelu",
     relative_attention_num_buckets=8, relative_attention_max_distance=12, tie_word_embeddings=False,

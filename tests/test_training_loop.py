@@ -62,10 +62,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         sys.path.insert(0, sys.argv[2])
-        import jax
-        # As in this process, or else the same program is compiled to other bits.
-        jax.config.update("jax_default_matmul_precision", "highest")
-        jax.config.update("jax_disable_most_optimizations", True)
+        import conftest  # its settings, or else the same program is compiled to other bits
         import test_training_loop as t
         def batch_fn(step):
             if step == 15:
