@@ -122,9 +122,9 @@ class TuneTree:
     """size of the largest tree"""
     most_depth: Annotated[int, arg(metavar="N")] = 8
     """depth of the deepest"""
-    steps: Annotated[int, arg(metavar="N")] = 16
+    steps: Annotated[int, arg(metavar="N")] = 32
     """steps to time a tree with"""
-    repeats: Annotated[int, arg(metavar="N")] = 3
+    repeats: Annotated[int, arg(metavar="N")] = 5
     """how often"""
     seed: Annotated[int, arg(metavar="N")] = 0
     """of the captions and the pictures"""

@@ -137,7 +137,7 @@ def compare(model: Bundle, name: str, steps: int, repeats: int, compiled: bool =
     device = "cuda" if torch.cuda.is_available() else "cpu"  # ROCm's name for its devices too
     method, sampling = methods.method("ar", model), default_sampling(model.config).checked()
     prompts = bench.blank(model, 1)
-    ours = bench.step_time(model, method, prompts, sampling, steps, repeats)
+    (ours,) = bench.step_times(model, [method], prompts, sampling, steps, repeats)
     made = torch_model(model, dtype=getattr(torch, dtype), device=device)
     theirs = {"eager": torch_step(made, steps, repeats, compiled=False)}
     if compiled:

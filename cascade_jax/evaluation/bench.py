@@ -291,23 +291,34 @@ def _seconds_of_target(bundle, tree, prompts, sampling, repeats) -> float:
     return _seconds(functools.partial(_target_pass, program), params, state, drafted, repeats=repeats)
 
 
-def step_time(bundle: Bundle, method: Method, prompts, sampling: Sampling, steps: int, repeats: int) -> float:
-    """Seconds of a step of the loop: the median of `repeats` runs of at most `steps` steps, compilation excluded."""
-    return _loop(bundle, method, prompts, sampling, steps, repeats)["step"]
+def step_times(
+    bundle: Bundle, methods: Sequence[Method], prompts, sampling: Sampling, steps: int, repeats: int
+) -> list[float]:
+    """Seconds of a step of each method's loop: medians of `repeats` runs of at most `steps` steps.
+
+    Compilation is excluded. The methods take turns, so that whatever else the machine does hits all of them alike.
+    """
+    return [times["step"] for times in _loops(bundle, methods, prompts, sampling, steps, repeats)]
 
 
 def _loop(bundle, method, prompts, sampling, steps, repeats) -> dict[str, float]:
-    """Medians of the prefill and of a step of the loop."""
-    program = bundle.program(method.tree)
-    params = bundle.decoding_params(program)
-    prefills, loops = [], []
-    for _ in range(repeats + 1):
-        begin = time.perf_counter()
-        state = _start(bundle, method, prompts, sampling)
-        prefills.append(time.perf_counter() - begin)
-        seconds, taken = _timed_loop(program, params, state, method.rule, sampling, steps)
-        loops.append(seconds / taken)
-    return {"prefill": float(np.median(prefills[1:])), "step": float(np.median(loops[1:]))}
+    return _loops(bundle, [method], prompts, sampling, steps, repeats)[0]
+
+
+def _loops(bundle, methods, prompts, sampling, steps, repeats) -> list[dict[str, float]]:
+    """Medians of the prefill and of a step of the loop, for each method."""
+    prefills, loops = np.zeros((repeats + 1, len(methods))), np.zeros((repeats + 1, len(methods)))
+    for turn in range(repeats + 1):
+        for number, method in enumerate(methods):
+            program = bundle.program(method.tree)
+            params = bundle.decoding_params(program)
+            begin = time.perf_counter()
+            state = _start(bundle, method, prompts, sampling)
+            prefills[turn, number] = time.perf_counter() - begin
+            seconds, taken = _timed_loop(program, params, state, method.rule, sampling, steps)
+            loops[turn, number] = seconds / taken
+    medians = zip(np.median(prefills[1:], axis=0), np.median(loops[1:], axis=0))
+    return [{"prefill": float(prefill), "step": float(step)} for prefill, step in medians]
 
 
 def _rate(bundle, method, prompts, sampling, steps, repeats, whole) -> dict[str, float]:
