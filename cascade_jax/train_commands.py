@@ -240,14 +240,26 @@ class Train:
             sizes(self.drafter, model.config.target)
             objective = self.loss.objective(self.drafter, model)
             rows = Data(self.data, fingerprint(model.params["target"]))
+            methods = _methods(model) if self.evaluated and self.held_out else None
         with console.bad_input(), _finite():
-            run.train(
+            config, params = run.train(
                 model, rows, self.out, kind=self.drafter, objective=objective, schedule=schedule, batch=self.batch,
                 steps=self.steps, epochs=self.epochs, seed=self.seed, held_out=self.held_out,
-                methods=_methods(model) if self.evaluated else None, evaluate_every=self.evaluate_every,
+                methods=methods, evaluate_every=self.evaluate_every,
                 evaluated=self.evaluated, accumulate=self.accumulate, save_every=self.save_every,
                 mesh=data_mesh() if jax.device_count() > 1 else None,
             )  # fmt: skip
+            if methods and jax.process_index() == 0:
+                prompts = run.held_out_prompts(rows, self.held_out, self.evaluated)
+                found = {
+                    "this drafter": run.alphas(run.with_drafter(model, config), methods, prompts, self.seed, params)
+                }
+                if model.config.drafter is not None:
+                    own = model.params["drafter"]
+                    found["the model's own"] = run.alphas(model, methods, prompts, self.seed, own)
+                for name, figures in found.items():
+                    print(f"alpha on {len(prompts)} held-out prompts, {name}: ", end="")
+                    print(f"{figures['alpha']:.2f} naive, {figures['alpha_cascade']:.2f} by CASCADE")
             if jax.process_count() == 1:
                 run.merge(pipeline.folder(self.model), self.out, self.out / "model")
                 print(f"trained: {self.out}, in a model: {self.out / 'model'}")

@@ -1,6 +1,7 @@
 """From a model to data to a drafter in the model, on a model of the smallest useful size."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -289,17 +290,22 @@ def test_the_commands_lead_from_a_model_to_one_with_an_eagle3_drafter(folder, tm
     assert "distilled" in capsys.readouterr().out
     out = str(tmp_path / "run")
     train = ["train", "--model", str(folder), "--data", here, "--drafter", "eagle3", "--out", out, "--batch", "2"]
-    train += ["--steps", "2", "--unroll", "2", "--guided", "--convergence-weight", "2", "--evaluated", "0"]
+    train += ["--steps", "2", "--unroll", "2", "--guided", "--convergence-weight", "2", "--evaluated", "1"]
     assert cli.main(train) == 0, capsys.readouterr().err
+    (alone,) = re.findall(r"alpha on 1 held-out prompts, this drafter: (.*)", capsys.readouterr().out)
     assert cli.main(["info", f"{out}/model", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out.partition("\n")[2])
+    found = json.loads(capsys.readouterr().out)
     assert found["drafter"]["kind"] == "eagle3"
     assert found["drafter"]["taps"] == [1, 1, 2]
-    assert cli.main([*train[:-2], "--rate", "1e-3", "--evaluated", "0"]) == 2
+    assert cli.main([*train, "--rate", "1e-3"]) == 2
     assert "rate: 0.0001 there, 0.001 now" in capsys.readouterr().err
     shutil.copytree(folder, tmp_path / "mine")
     assert cli.main(["merge", str(tmp_path / "mine"), "--drafter", out]) == 0
     assert load(tmp_path / "mine").program(trees.chain(1)).taps == (1, 1, 2)
+    train[train.index("--model") + 1] = str(tmp_path / "mine")
+    capsys.readouterr()
+    assert cli.main(train) == 0, capsys.readouterr().err
+    assert re.findall(r"alpha on 1 held-out prompts, .*: (.*)", capsys.readouterr().out) == [alone, alone]
 
 
 @pytest.mark.parametrize(

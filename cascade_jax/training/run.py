@@ -80,7 +80,7 @@ def train(
     config = sizes(kind, model.config.target)
     objective = standard(kind) if objective is None else objective
     schedule = Schedule() if schedule is None else schedule
-    held = min(rows.count - 1, max(1, round(held_out * rows.count))) if held_out else 0
+    held = _held_out(rows, held_out)
     devices = 1 if mesh is None else mesh.size
     if batch % (devices * accumulate):
         raise ValueError(f"a batch of {batch} rows does not divide among {devices} devices and {accumulate} parts")
@@ -94,7 +94,7 @@ def train(
     folder = pathlib.Path(folder)
     evaluate = None
     if methods and held:
-        prompts = rows.rows(range(rows.count - held, rows.count)[:evaluated])[2]
+        prompts = held_out_prompts(rows, held_out, evaluated)
         evaluate = functools.partial(alphas, with_drafter(model, config), methods, prompts, seed)
     settings = {
         "target": rows.about["target"],
@@ -124,6 +124,15 @@ def train(
         evaluate_every=evaluate_every * batches.per_epoch,
     )
     return config, params if evaluate is None else loop.restore(folder, params, "best")
+
+
+def held_out_prompts(rows: data.Data, share: float, most: int) -> list[Prompt]:
+    """The first prompts of the rows that `train` does not train on, at most `most`."""
+    return rows.rows(range(rows.count - _held_out(rows, share), rows.count)[:most])[2]
+
+
+def _held_out(rows: data.Data, share: float) -> int:
+    return min(rows.count - 1, max(1, round(share * rows.count))) if share else 0
 
 
 def with_drafter(model: Bundle, config: EagleConfig | Eagle3Config) -> Bundle:
