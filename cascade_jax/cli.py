@@ -242,7 +242,7 @@ class Sweep:
     seed: Seed = 0
     """of the captions and the pictures"""
     out: Out = pathlib.Path("sweep")
-    """receives sweep.json, sweep.md and sweep.png"""
+    """receives sweep.json, sweep.md, sweep.png, and points.jsonl as they are finished; goes on where it stopped"""
     judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
     """a run of `scenes train judge`"""
 
@@ -273,8 +273,9 @@ class Sweep:
             console.say(f"{done}/{total}  {sweep.label(point)} on {point['tree']}: {', '.join(words)}")
 
         result = sweep.sweep(
-            bundle, points, references, prompts, referee=referee, seed=self.seed, timed=self.timed, progress=progress
-        )
+            bundle, points, references, prompts, referee=referee, seed=self.seed, timed=self.timed,
+            memory=self.out / "points.jsonl", progress=progress,
+        )  # fmt: skip
         sweep.write(self.out, result, command)
         print(sweep.markdown(result, command))
         if result["chosen"]:

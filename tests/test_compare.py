@@ -1,5 +1,6 @@
 import json
 import os
+import pathlib
 
 import numpy as np
 import orbax.checkpoint as ocp
@@ -177,11 +178,11 @@ def test_the_choice_is_the_fastest_cascade_that_keeps_ars_quality():
     assert sweep.choose([_point("ar", None, None, 1.0), good]) is None
 
 
-def test_sweep_draws_the_trade_off_and_names_a_choice(model, capsys):
+def test_sweep_draws_the_trade_off_names_a_choice_and_goes_on_where_it_stopped(model, capsys, monkeypatch):
     flags = ["--trees", "chain:1", "--tau-pos", "0.5", "1.1", "--tau-seq", "0.5", "--budget", "0.5"]
     flags += ["--ledger", "nominal", "--references", "ar", "--count", "1", "--timed", "1"]
     assert cli.main(["scenes", "sweep", "--model", model, *flags]) == 0
-    assert sorted(os.listdir("sweep")) == ["sweep.json", "sweep.md", "sweep.png"]
+    assert sorted(os.listdir("sweep")) == ["points.jsonl", "sweep.json", "sweep.md", "sweep.png"]
     with open("sweep/sweep.json") as file:
         result = json.load(file)
     assert [point["method"] for point in result["points"]] == ["ar", "cascade", "cascade"]
@@ -194,6 +195,18 @@ def test_sweep_draws_the_trade_off_and_names_a_choice(model, capsys):
     out = capsys.readouterr().out
     assert "cascade-jax scenes sweep" in out
     assert "0.5 0.5 0.5 nominal" in out
+
+    lines = pathlib.Path("sweep/points.jsonl").read_text().splitlines(keepends=True)
+    pathlib.Path("sweep/points.jsonl").write_text("".join(lines[:2]))
+    measured, measure = [], sweep._measure
+    monkeypatch.setattr(sweep, "_measure", lambda *given: measured.append(given[1].settings) or measure(*given))
+    assert cli.main(["scenes", "sweep", "--model", model, *flags]) == 0
+    assert [settings["tau_pos"] for settings in measured] == [1.1]
+    assert cli.main(["scenes", "sweep", "--model", model, *flags, "--seed", "1"]) == 0
+    assert len(measured) == 4
+    with open("sweep/sweep.json") as file:
+        other = json.load(file)
+    assert other["seed"] == 1
 
 
 def test_a_choice_is_printed_as_config_json_holds_it():

@@ -2,9 +2,10 @@
 
 Thresholds are traced, so every tree compiles once per ledger, however fine the grid. All points draw the same prompts
 with the same keys. Steps are counted on batches; what a step costs is timed apart, at batch 1, once for every tree and
-ledger, in turns.
+ledger, in turns. Points are kept as they are finished, so a sweep that was stopped goes on with the next.
 """
 
+import hashlib
 import itertools
 import json
 import pathlib
@@ -22,6 +23,7 @@ from cascade_jax.evaluation.compare import acceptance_figures, machine
 from cascade_jax.evaluation.quality import Referee
 from cascade_jax.methods import Method
 from cascade_jax.sampling import Sampling
+from cascade_jax.training.data import fingerprint
 
 FIDELITY_LOSS = 0.02
 FRECHET_GROWTH = 1.10
@@ -58,6 +60,7 @@ def sweep(
     seed: int = 0,
     timed: int = 3,
     sampling: Sampling | None = None,
+    memory: pathlib.Path | None = None,
     progress: Callable[[dict[str, Any], int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Measures cascades and the methods that they are held against.
@@ -68,6 +71,8 @@ def sweep(
       prompts: one picture is drawn for each, at every point.
       referee: None leaves quality unknown and chooses nothing.
       timed: pictures to time a step with; 0 takes every step to cost the same.
+      memory: a file that keeps finished points, a line each. What it holds of this model, these prompts and this
+        method, seed and sampling is not measured again.
       progress: called with a finished point, how many are finished, and how many there are.
 
     Returns:
@@ -77,9 +82,16 @@ def sweep(
     """
     sampling = (default_sampling(bundle.config) if sampling is None else sampling).checked()
     methods = [*references, *points]
+    known = {} if memory is None else _recalled(memory)
+    what = None if memory is None else _digest(bundle, prompts, seed, sampling, referee)
     measured = []
     for method in methods:
-        measured.append(_measure(bundle, method, prompts, seed, sampling, referee))
+        key = json.dumps([what, method.name, by_name.tree_name(method.tree), method.settings])
+        if key not in known:
+            known[key] = _measure(bundle, method, prompts, seed, sampling, referee)
+            if memory is not None:
+                _remember(memory, key, known[key])
+        measured.append(known[key])
         if progress is not None:
             progress(measured[-1], len(measured), len(methods))
     costs = _step_seconds(bundle, methods, prompts[:timed], seed, sampling)
@@ -125,6 +137,26 @@ def _measure(bundle, method, prompts, seed, sampling, referee) -> dict[str, Any]
         "fidelity": None if referee is None else float(np.mean(referee.fidelity(drawn.images, prompts))),
         "frechet": None if referee is None else referee.frechet(drawn.images),
     }
+
+
+def _digest(bundle: Bundle, prompts: Sequence[str], seed: int, sampling: Sampling, referee: Referee | None) -> str:
+    """What a point's figures depend on besides its method."""
+    models = [fingerprint(bundle.params[part]) for part in ("target", "drafter") if bundle.params[part] is not None]
+    knobs = [None if knob is None else float(knob) for knob in vars(sampling).values()]
+    return hashlib.sha256(json.dumps([models, list(prompts), seed, knobs, referee is not None]).encode()).hexdigest()
+
+
+def _recalled(memory: pathlib.Path) -> dict[str, dict[str, Any]]:
+    """Finished points by key."""
+    lines = memory.read_text(encoding="utf-8").splitlines() if memory.exists() else []
+    return {line["key"]: line["point"] for line in map(json.loads, lines)}
+
+
+def _remember(memory: pathlib.Path, key: str, point: dict[str, Any]) -> None:
+    kept = {**_recalled(memory), key: point}
+    with files.whole(memory) as temporary:
+        lines = [json.dumps({"key": key, "point": point}) + "\n" for key, point in kept.items()]
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _program(method: Method) -> tuple:
