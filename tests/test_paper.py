@@ -175,7 +175,7 @@ def test_budgets_grow_under_both_ledgers(lab, measured):
 
 def test_pictures_of_each_relaxation_stand_side_by_side(lab, measured):
     result = paper.figure_14(lab)
-    assert [row["title"] for row in result.rows] == ["ar", "tau_pos 0.9", "tau_seq 0.625", "tau_pos 0.9, tau_seq 0.25"]
+    assert [row["title"] for row in result.rows] == ["ar", "I 0.9", "C 0.625", "I+C 0.9, 0.25"]
     page = result.pages["figure14.png"]
     assert page.width > 4 * 128 and page.height > 3 * 128
 

@@ -240,13 +240,15 @@ def figure_14(lab: Lab) -> Result:
     budget = lab.thresholds.get("budget", paper.BUDGET)
     rows = [Row("ar", _method(lab, "ar"))]
     for pos, seq in paper.FIGURE_14_THRESHOLDS:
-        words = [f"tau_{name} {tau:g}" for name, tau in (("pos", pos), ("seq", seq)) if tau is not None]
+        on = {name: tau for name, tau in (("I", pos), ("C", seq)) if tau is not None}
+        words = f"{'+'.join(on)} {', '.join(f'{tau:g}' for tau in on.values())}"
         taus = {"tau_pos": OFF if pos is None else pos, "tau_seq": OFF if seq is None else seq}
         chosen = by_name.method("cascade", lab.bundle, **taus, **(_RULE | {"budget": budget}))
-        rows.append(Row(", ".join(words), chosen))
+        rows.append(Row(words, chosen))
     measured = measure(lab, rows, timed=0)
     pages = {"figure14.png": _picture_grid(lab, measured)}
-    return Result("figure14", "Figure 14: each relaxation alone, and both", {}, measured, (), pages)
+    notes = ["I and C with their thresholds tau_pos and tau_seq."]
+    return Result("figure14", "Figure 14: each relaxation alone, and both", {}, measured, notes, pages)
 
 
 def figure_3(lab: Lab) -> Result:
@@ -281,7 +283,7 @@ def figure_8(lab: Lab) -> Result:
     codes = lab.bundle.config.vq.codebook_size
     pages = {"figure8.png": figures.draw_confidence(found, images, places, codes)}
     quantiles = (0.05, 0.25, 0.5, 0.75, 0.95)
-    content = {"pictures": len(images), "codes": codes, "largest_entropy": float(np.log(codes)), "quantiles": quantiles}
+    content = {"codes": codes, "largest_entropy": float(np.log(codes)), "quantiles": quantiles}
     for name in ("entropy", "top1"):
         values = getattr(found, name)[:, places]
         own = {"mean": float(values.mean()), "quantiles": [float(x) for x in np.quantile(values, quantiles)]}
@@ -383,9 +385,10 @@ def markdown(lab: Lab, result: Result, command: str) -> str:
         lines += [_cells(head), "|---|---" + "|---:" * (len(head) - 2) + "|", *map(_cells, body), ""]
     lines += [f"![{result.title}]({name})\n" for name in result.pages]
     lines += [f"{note}\n" for note in result.notes]
-    timed = f" Times are medians over {min(lab.timed, len(lab.captions))} of them at batch 1." if lab.timed else ""
-    count, device = len(lab.captions), compare.machine()["device"]
-    lines.append(f"Measured on {device}: {count} pictures a row, seed {lab.seed}.{timed}")
+    count, timed, device = len(lab.captions), "", compare.machine()["device"]
+    if any(row["figures"]["speedup"] is not None for row in result.rows):
+        timed = f" Times are medians over {min(lab.timed, count)} of them at batch 1, the methods in turns."
+    lines.append(f"Measured on {device}: {count} pictures{' a row' if result.rows else ''}, seed {lab.seed}.{timed}")
     return "\n".join(lines) + "\n"
 
 
@@ -394,7 +397,7 @@ def write(lab: Lab, result: Result, command: str) -> list[str]:
     with files.published(lab.folder) as temporary:
         sampling = {name: None if x is None else float(x) for name, x in vars(_sampling(lab)).items()}
         about = {"what": result.name, "title": result.title, "command": command, "machine": compare.machine()}
-        about |= {"pictures": len(lab.captions), "seed": lab.seed, "sampling": sampling}
+        about |= {"count": len(lab.captions), "seed": lab.seed, "sampling": sampling}
         content = {**about, **result.content, "rows": list(result.rows), "notes": list(result.notes)}
         stored = json.dumps(content, indent=2, ensure_ascii=False)
         (temporary / f"{result.name}.json").write_text(stored + "\n", encoding="utf-8")
