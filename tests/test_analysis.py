@@ -87,6 +87,7 @@ def test_both_kinds_of_relaxation_are_told_apart(bundle, prompts, seen):
         assert absent not in reasons
 
 
+@pytest.mark.slow
 def test_token_by_token_nothing_is_accepted(bundle, prompts):
     trace = analysis.trace(bundle, prompts[0], KEY, cj.strict(), trees.ROOT)
     assert len(trace) == 15

@@ -382,7 +382,7 @@ def markdown(lab: Lab, result: Result, command: str) -> str:
                 head.append(f"paper: {key if key in ('speedup', 'alpha') else key.upper()}")
                 for cells, own in zip(body, known):
                     cells.append("–" if own.get(key) is None else form.format(own[key]))
-        lines += [_cells(head), "|---|---" + "|---:" * (len(head) - 2) + "|", *map(_cells, body), ""]
+        lines += [*compare.markdown_table(head, body), ""]
     lines += [f"![{result.title}]({name})\n" for name in result.pages]
     lines += [f"{note}\n" for note in result.notes]
     count, timed, device = len(lab.captions), "", compare.machine()["device"]
@@ -505,7 +505,3 @@ def _ranking(values: Sequence[tuple[str, float]]) -> str:
         text += name if last is None else f" {'=' if value == last else '<'} {name}"
         last = value
     return text
-
-
-def _cells(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
