@@ -22,6 +22,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 from cascade_jax import console, train_commands
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
 from cascade_jax.eval_commands import Eval
+from cascade_jax.paper_commands import Paper
 from cascade_jax.scale_commands import (
     Export,
     GenerateList,
@@ -425,7 +426,8 @@ def _scenes(
 _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
     "neighbours": Neighbours, "distill": train_commands.Distill, "train": train_commands.Train, "export": Export,
-    "run-exported": RunExported, "tune-tree": TuneTree, "generate-list": GenerateList, "eval": Eval, "scenes": _scenes,
+    "run-exported": RunExported, "tune-tree": TuneTree, "generate-list": GenerateList, "eval": Eval, "paper": Paper,
+    "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 

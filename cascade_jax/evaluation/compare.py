@@ -345,6 +345,12 @@ def table(report: dict[str, Any]) -> Table:
     return drawn
 
 
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of Markdown; its first two columns are words, the others numbers."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, *body)]
+    return [lines[0], "|---|---" + "|---:" * (len(head) - 2) + "|", *lines[1:]]
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     head, *body = rows(report)
@@ -354,9 +360,7 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         f"    {report['command']}",
         "",
-        "| " + " | ".join(head) + " |",
-        "|---|---" + "|---:" * (len(head) - 2) + "|",
-        *("| " + " | ".join(row) + " |" for row in body),
+        *markdown_table(head, body),
         "",
         *(f"- **{name}**{text}" for name, text in methods.items()),
     ]

@@ -84,7 +84,7 @@ def markdown(report: dict[str, Any]) -> str:
         )
     lines += [f"**Careful:** {text}." for text in report["cautions"]]
     for title, head, body in _category_tables(report):
-        lines += ["", f"## {title}", "", _row(head), "|---" * 2 + "|---:" * (len(head) - 2) + "|", *map(_row, body)]
+        lines += ["", f"## {title}", "", *compare.markdown_table(head, body)]
     return "\n".join(lines) + "\n"
 
 
@@ -154,10 +154,6 @@ def _category_tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[
         for label, figures in methods.items()
     ]
     return [("By category", ["category", "method", *keys], rows)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
