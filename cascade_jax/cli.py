@@ -386,7 +386,8 @@ class Bench:
             if self.alpha is not None and not 0 <= self.alpha < float("inf"):
                 raise ValueError(f"alpha must be at least 0, not {self.alpha}")
             from cascade_jax import methods
-            from cascade_jax.evaluation import bench, compare, files
+            from cascade_jax.evaluation import bench, files
+            from cascade_jax.scenes import data
 
             methods.check_name(self.method)
             files.check_folder(self.out)
@@ -397,7 +398,7 @@ class Bench:
             else:
                 bundle = bench.random_bundle(self.shapes, self.dtype)
             if bundle.config.text == "scenes":
-                prompts = bundle.encode(compare.captions_for(max(batches), 0))
+                prompts = bundle.encode(data.random_captions(max(batches), 0))
             else:
                 prompts = bench.blank(bundle, max(batches))
             method = methods.method(self.method, bundle, **self.thresholds.given())
@@ -530,12 +531,12 @@ def _load(model: str, dtype: str | None = None, **mesh):
 
 def _prompts(bundle, given: list[str] | None, count: int, seed: int) -> list[str]:
     """`count` readable prompts: the given ones over and over, or captions of random scenes."""
-    from cascade_jax.evaluation import compare
+    from cascade_jax.scenes import data
 
     if given is None:
         if bundle.config.text != "scenes":
             raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
-        return compare.captions_for(count, seed)
+        return data.random_captions(count, seed)
     check_prompts(bundle, given)
     return [given[i % len(given)] for i in range(count)]
 

@@ -152,6 +152,7 @@ class TuneTree:
                 at_least_one(name, getattr(self, name))
             from cascade_jax import bundle, methods, pipeline
             from cascade_jax.evaluation import compare, files, tune
+            from cascade_jax.scenes import data
 
             methods.check_name(self.method)
             if self.method in ("ar", "lantern"):
@@ -164,7 +165,7 @@ class TuneTree:
             loaded = pipeline.load(self.model, self.dtype)
             if given is None and loaded.config.text != "scenes":
                 raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
-            texts = compare.captions_for(self.count, self.seed) if given is None else given[: self.count]
+            texts = data.random_captions(self.count, self.seed) if given is None else given[: self.count]
             prompts = loaded.encode(texts)
             methods.method(self.method, loaded)
             loaded.program(tune.EAGLE_25)

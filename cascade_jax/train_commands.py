@@ -73,14 +73,14 @@ class Distill:
         print(f"distilled: {self.out}" + ("" if made is not None else ", other parts are still missing"))
 
     def _prompts(self, model, given: list[str] | None) -> tuple[list[str], int]:
-        from cascade_jax.evaluation import compare
+        from cascade_jax.scenes import data
 
         if given is None:
             if model.config.text != "scenes":
                 raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
             if self.count is None:
                 raise ValueError("say how many pictures: --count N")
-            return compare.captions_for(self.count, self.seed), self.count
+            return data.random_captions(self.count, self.seed, training=True), self.count
         for number, prompt in enumerate(given, 1):
             if model.config.text != "t5":  # which reads everything, and takes its time
                 try:

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from cascade_jax.evaluation import captions, compare
+from cascade_jax.evaluation import captions
+from cascade_jax.scenes import data
 
 
 def write(path, content) -> str:
@@ -75,7 +76,7 @@ def test_json_lines_and_text_have_a_caption_a_line(tmp_path):
 
 def test_scenes_are_those_of_their_seed(tmp_path):
     found = captions.read("scenes", 3, seed=5)
-    assert [own.text for own in found] == compare.captions_for(3, 5)
+    assert [own.text for own in found] == data.random_captions(3, 5)
     assert [own.number for own in found] == [0, 1, 2]
 
 

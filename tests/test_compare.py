@@ -13,7 +13,7 @@ from cascade_jax import bundle as bundles
 from cascade_jax import cli, methods, pipeline, trees
 from cascade_jax.evaluation import bench, compare, files, quality, sweep
 from cascade_jax.pipeline import Report
-from cascade_jax.scenes import captions, judge
+from cascade_jax.scenes import captions, data, judge
 
 LOAD_REFEREE = quality.load_referee
 KEYS = {
@@ -93,8 +93,9 @@ def test_compare_reports_every_method_next_to_ar(model, capsys):
 
 
 def test_captions_do_not_depend_on_how_many_are_asked_for():
-    assert compare.captions_for(5, 1)[:3] == compare.captions_for(3, 1)
-    assert compare.captions_for(3, 1) != compare.captions_for(3, 2)
+    assert data.random_captions(5, 1)[:3] == data.random_captions(3, 1)
+    assert data.random_captions(3, 1) != data.random_captions(3, 2)
+    assert not set(data.random_captions(20, 1)) & set(data.random_captions(20, 1, training=True))
 
 
 def test_acceptance_figures_are_per_step_not_per_picture():

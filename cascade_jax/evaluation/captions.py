@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from cascade_jax.evaluation import compare
+from cascade_jax.scenes import data
 
 _MOST_REPORTED = 5  # bad rows that an error lists
 
@@ -60,7 +60,7 @@ def read(spec: str | os.PathLike, count: int | None = None, seed: int = 0) -> li
             raise ValueError("random scenes have no end: say how many captions (count)")
         return [
             Caption(text, number, source=f"scene {number} of seed {seed}")
-            for number, text in enumerate(compare.captions_for(count, seed))
+            for number, text in enumerate(data.random_captions(count, seed))
         ]
     path = pathlib.Path(spec)
     if not path.is_file():

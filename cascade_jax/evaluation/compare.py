@@ -27,7 +27,6 @@ from cascade_jax.evaluation.quality import Referee, interval
 from cascade_jax.methods import Method
 from cascade_jax.pipeline import Generated, Report
 from cascade_jax.sampling import Sampling
-from cascade_jax.scenes import captions, world
 
 GRID_ROWS = 6
 
@@ -47,16 +46,6 @@ class Trial:
     seconds: np.ndarray
     stats: Report
     images: np.ndarray
-
-
-def captions_for(count: int, seed: int) -> list[str]:
-    """Captions of random scenes; the i-th depends on the seed and i alone."""
-
-    def caption(index):
-        rng = np.random.default_rng(np.random.SeedSequence((seed, index)))
-        return captions.describe(world.sample_scene(rng), rng)
-
-    return [caption(index) for index in range(count)]
 
 
 def read_prompts(path: pathlib.Path) -> list[str]:

@@ -13,6 +13,20 @@ from cascade_jax.scenes import captions, world
 CELL = 8  # pixels per side of the squares that `cover` is told for
 
 
+def random_captions(count: int, seed: int, *, training: bool = False) -> list[str]:
+    """Captions of random scenes; the i-th depends on the seed and i alone.
+
+    Args:
+      training: captions to train on, which evaluation draws under no seed.
+    """
+
+    def caption(index: int) -> str:
+        rng = np.random.default_rng(np.random.SeedSequence((seed, index, 1) if training else (seed, index)))
+        return captions.describe(world.sample_scene(rng), rng)
+
+    return [caption(index) for index in range(count)]
+
+
 def scene_batch(
     seed: int, step: int, batch: int, *, complete: bool | Sequence[bool] = False, pool: Executor | None = None
 ) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from flax import nnx
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.models.eagle import EagleConfig
 from cascade_jax.sampling import Sampling
-from cascade_jax.scenes import captions, world
+from cascade_jax.scenes import captions, data
 from cascade_jax.training import distill as distilling
 from cascade_jax.training import run
 from cascade_jax.training.data import Data
@@ -25,17 +25,12 @@ SCHEDULE = Schedule(rate=2e-3, warmup=1 / 30, decay="cosine", clip=None, norm=1.
 STEPS = 900
 
 
-def caption_ids(seed: int, index: int) -> np.ndarray:
-    """Attribute ids int32 [10] of the index-th random caption, which no comparison draws for the same seed."""
-    rng = np.random.default_rng(np.random.SeedSequence((seed, index, 1)))
-    return captions.encode(captions.placed(captions.parse(captions.describe(world.sample_scene(rng), rng))))
-
-
 def distill(
     model: Bundle, folder, *, count: int, batch: int, seed: int, sampling: Sampling, say: Callable[[str], None]
 ) -> Data:
     """Pictures that the target draws from `count` random captions, and its features of them."""
-    ids = np.stack([caption_ids(seed, index) for index in range(count)])
+    texts = data.random_captions(count, seed, training=True)
+    ids = np.stack([captions.encode(captions.placed(captions.parse(text))) for text in texts])
     features = np.asarray(captions.features(model.params["text"], ids))
     prompts = [Prompt(features=row) for row in features]
     return distilling.draw(
