@@ -69,7 +69,8 @@ def check_memory(parts: dict[str, int], devices: int = 1) -> None:
         needed *= devices
     if needed > free:
         what = " and ".join(f"{size / 1e9:.1f} GB for {name}" for name, size in parts.items())
+        each = f" on each of {devices} devices" if devices > 1 else ""
         raise ValueError(
-            f"too little memory: {what} on each of {devices} device{'s' * (devices > 1)}, and {free / 1e9:.1f} GB are "
-            "free; try --dtype bfloat16, fewer pictures at once, or a mesh with more model="
+            f"too little memory: {what}{each}, and {free / 1e9:.1f} GB are free; try --dtype bfloat16, fewer pictures "
+            "at once, or a mesh with more model="
         )

@@ -11,6 +11,7 @@ from cascade_jax import console
 
 Model = Annotated[str, arg(metavar="MODEL")]
 File = Annotated[pathlib.Path, arg(metavar="FILE")]
+Dtype = Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,8 @@ class GenerateList:
     """pictures that a process draws at once"""
     seed: Annotated[int, arg(metavar="N")] = 0
     """picture i depends on its prompt, i and this alone"""
+    dtype: Dtype = None
+    """of the weights"""
     mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
     """divide a process's prompts over D and the model over M of its devices"""
     evaluate: bool = False
@@ -52,6 +55,7 @@ class GenerateList:
         with console.bad_input():
             at_least_one("batch", self.batch)
             check_seed(self.seed)
+            check_dtype(self.dtype)
             place = self.coordinator, self.processes, self.process
             if any(x is None for x in place) and any(x is not None for x in place):
                 raise ValueError("--coordinator, --processes and --process go together")
@@ -75,8 +79,8 @@ class GenerateList:
             own, processes = jobs.join(*place) if self.distributed or self.coordinator else (0, 1)
         console.set_up()
         with console.bad_input():
-            mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
-            bundle = pipeline.load(self.model, **mesh)
+            mesh = meshes.make(**sizes) if sizes else None
+            bundle = pipeline.load(self.model, self.dtype, mesh=mesh, batch=self.batch)
             method = chosen_method(bundle, self.method, self.tree, settings)
             for number, text in enumerate(texts, 1):
                 try:
@@ -85,6 +89,7 @@ class GenerateList:
                     raise ValueError(f"prompt {number}, {text!r}: {error}") from error
             job = {"model": self.model, "method": self.method, "tree": methods.tree_name(method.tree)}
             job |= {"settings": method.settings, "sampling": bundle.config.sampling, "seed": self.seed}
+            job |= {"dtype": self.dtype}
             jobs.settle(self.out, {**job, "prompts": texts})
             referee = quality.load_referee() if self.evaluate else None
         numbers = jobs.missing(self.out, range(own, len(texts), processes))
@@ -112,7 +117,7 @@ class TuneTree:
     """scenes, or the folder of a converted model"""
     method: Annotated[str, arg(metavar="METHOD")] = "cascade"
     """eagle, lantern++, gsd or cascade"""
-    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    dtype: Dtype = None
     """of the weights"""
     prompts: Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """sample prompts, one a line (default: captions of random scenes, for scenes)"""
@@ -177,7 +182,7 @@ class Export:
     """draft tree, as of generate"""
     settings: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE...", help_behavior_hint="")] = ()
     """settings of the method, such as tau_pos=0.9"""
-    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    dtype: Dtype = None
     """of the weights"""
     batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: any)")] = None
     """pictures drawn at once"""
