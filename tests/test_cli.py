@@ -30,7 +30,7 @@ def bundle(model):
 def empty_folder(tmp_path, monkeypatch, model, bundle):
     """Every test starts in an empty folder, with a cache of its own beside it, and loads the same model only once."""
     load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda name, *how, **where: bundle if name == model else load(name, *how, **where))
+    monkeypatch.setattr(pipeline, "load", lambda name, *rest, **own: bundle if name == model else load(name, *rest))
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
