@@ -24,6 +24,7 @@ from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
 from cascade_jax.eval_commands import Eval
 from cascade_jax.paper_commands import Paper
 from cascade_jax.scale_commands import (
+    Dtype,
     Export,
     GenerateList,
     RunExported,
@@ -111,6 +112,8 @@ class Generate:
     """a .png file for one picture, or a folder (default: PROMPT.png here for one, the folder pictures for several)"""
     json: bool = False
     """print statistics as JSON, and nothing else"""
+    dtype: Dtype = None
+    """of the weights"""
     mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
     """divide prompts over D and the model over M devices"""
     thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
@@ -120,6 +123,7 @@ class Generate:
         with console.bad_input():
             _at_least(1, count=self.count)
             _check_seed(self.seed)
+            check_dtype(self.dtype)
             if not self.prompts:
                 raise ValueError('there is no prompt: try cascade-jax generate "a red ball on gravel"')
             if not all(prompt.strip() for prompt in self.prompts):
@@ -134,8 +138,8 @@ class Generate:
             paths = files.picture_paths(prompts, self.out)
         console.set_up()
         with console.bad_input():
-            mesh = {"mesh": meshes.make(**sizes), "batch": min(len(prompts), methods.BATCH)} if sizes else {}
-            bundle = _load(self.model, **mesh)
+            mesh = meshes.make(**sizes) if sizes else None
+            bundle = _load(self.model, self.dtype, mesh=mesh, batch=min(len(prompts), methods.BATCH))
             encoded = bundle.encode(self.prompts)
             settings = self.draws.settings(bundle)
             sampling = sampling_of(settings)
@@ -361,7 +365,7 @@ class Bench:
     """instead of a model, random weights of published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b"""
     alpha: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
     """project the time of whole pictures for this many accepted drafts a step, which random weights do not reach"""
-    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    dtype: Dtype = None
     """of the weights"""
     batch: Annotated[str, arg(metavar="N,N,...")] = "1,2,4,8,16"
     """batch sizes"""

@@ -1,6 +1,7 @@
 """From prompts to pictures: `load`, `generate` and `score`, the functions most people start with."""
 
 import functools
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -89,20 +90,21 @@ def load(
       dtype: of the parameters; None for float32 on CPU and bfloat16 elsewhere.
       placement: gives each parameter's sharding; see `bundle.load`.
       mesh: divides the model over devices, see `mesh.make`; None for one device.
-      batch: pictures that will be drawn at once; with a mesh, room for them is looked for before anything is loaded.
+      batch: pictures that will be drawn at once; room for them and the parameters is looked for before anything is
+        loaded, unless parameters are placed by hand.
 
     Raises:
       bundle.BundleError: if there is no such model, or it is damaged.
       ValueError: if the mesh does not divide the model, or its devices have too little memory.
     """
     directory = folder(model)
-    if mesh is not None:
+    dtype = platforms.defaults().dtype if dtype is None else dtype
+    if placement is None:
+        sizes = {DATA: 1, MODEL: 1} if mesh is None else dict(mesh.shape)
         config, arrays = bundle.read_config(directory), bundle.stored(directory)
-        sharding.check(config, mesh.shape[MODEL])
-        dtype = platforms.defaults().dtype if dtype is None else dtype
-        parts = sharding.needed(config, arrays, dtype, data=mesh.shape[DATA], model=mesh.shape[MODEL], batch=batch)
-        platforms.check_memory(parts, mesh.size)
-        placement = sharding.placement(mesh)
+        sharding.check(config, sizes[MODEL])
+        platforms.check_memory(sharding.needed(config, arrays, dtype, batch=batch, **sizes), math.prod(sizes.values()))
+        placement = None if mesh is None else sharding.placement(mesh)
     loaded = bundle.load(directory, dtype, placement)
     loaded.mesh = mesh
     encoder = loaded.merged("text") if loaded.config.text == "t5" else None

@@ -45,6 +45,8 @@ def free_memory() -> float:
     stats = [device.memory_stats() or {} for device in jax.local_devices()]
     if all("bytes_limit" in own for own in stats):
         return min(own["bytes_limit"] - own.get("bytes_in_use", 0) for own in stats)
+    if jax.default_backend() != "cpu":  # the machine's own memory is no measure for a device that does not tell
+        return float("inf")
     meminfo = pathlib.Path("/proc/meminfo")
     if meminfo.exists():
         lines = (line for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable"))
@@ -69,7 +71,8 @@ def check_memory(parts: dict[str, int], devices: int = 1) -> None:
         needed *= devices
     if needed > free:
         what = " and ".join(f"{size / 1e9:.1f} GB for {name}" for name, size in parts.items())
+        each = f" on each of {devices} devices" if devices > 1 else ""
         raise ValueError(
-            f"too little memory: {what} on each of {devices} device{'s' * (devices > 1)}, and {free / 1e9:.1f} GB are "
-            "free; try --dtype bfloat16, fewer pictures at once, or a mesh with more model="
+            f"too little memory: {what}{each}, and {free / 1e9:.1f} GB are free; try --dtype bfloat16, fewer pictures "
+            "at once, or a mesh with more model="
         )

@@ -12,6 +12,7 @@ from cascade_jax import console
 
 Model = Annotated[str, arg(metavar="MODEL")]
 File = Annotated[pathlib.Path, arg(metavar="FILE")]
+Dtype = Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,8 @@ class GenerateList:
     """pictures that a process draws at once"""
     seed: Annotated[int, arg(metavar="N")] = 0
     """picture i depends on its prompt, i and this alone"""
+    dtype: Dtype = None
+    """of the weights"""
     mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
     """divide a process's prompts over D and the model over M of its devices"""
     evaluate: bool = False
@@ -77,6 +80,7 @@ class GenerateList:
             at_least_one("batch", self.batch)
             check_seed(self.seed)
             self.shared.check()
+            check_dtype(self.dtype)
             settings = parse_settings(self.settings)
             from cascade_jax import bundle as bundles
             from cascade_jax import mesh as meshes
@@ -95,12 +99,13 @@ class GenerateList:
             own, processes = self.shared.join()
         console.set_up()
         with console.bad_input():
-            mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
-            bundle = pipeline.load(self.model, **mesh)
+            mesh = meshes.make(**sizes) if sizes else None
+            bundle = pipeline.load(self.model, self.dtype, mesh=mesh, batch=self.batch)
             method = chosen_method(bundle, self.method, self.tree, settings)
             check_prompts(bundle, texts)
             job = {"model": self.model, "method": self.method, "tree": methods.tree_name(method.tree)}
             job |= {"settings": method.settings, "sampling": bundle.config.sampling, "seed": self.seed}
+            job |= {"dtype": self.dtype}
             jobs.settle(self.out, {**job, "prompts": texts})
             referee = quality.load_referee() if self.evaluate else None
         numbers = jobs.missing(self.out, range(own, len(texts), processes))
@@ -128,7 +133,7 @@ class TuneTree:
     """scenes, or the folder of a converted model"""
     method: Annotated[str, arg(metavar="METHOD")] = "cascade"
     """eagle, lantern++, gsd or cascade"""
-    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    dtype: Dtype = None
     """of the weights"""
     prompts: Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="")] = None
     """sample prompts, one a line (default: captions of random scenes, for scenes)"""
@@ -194,7 +199,7 @@ class Export:
     """draft tree, as of generate"""
     settings: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE...", help_behavior_hint="")] = ()
     """settings of the method, such as tau_pos=0.9"""
-    dtype: Annotated[str | None, arg(metavar="float32|bfloat16", help_behavior_hint="(default: float32 on CPU)")] = None
+    dtype: Dtype = None
     """of the weights"""
     batch: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: any)")] = None
     """pictures drawn at once"""

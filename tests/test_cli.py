@@ -30,7 +30,7 @@ def bundle(model):
 def empty_folder(tmp_path, monkeypatch, model, bundle):
     """Every test starts in an empty folder, with a cache of its own beside it, and loads the same model only once."""
     load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda name, dtype=None: bundle if name == model else load(name, dtype))
+    monkeypatch.setattr(pipeline, "load", lambda name, *rest, **own: bundle if name == model else load(name, *rest))
     folder = tmp_path / "here"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -90,6 +90,7 @@ BAD = {
     "no prompt": (["generate"], "there is no prompt"),
     "empty prompt": (["generate", PROMPT, " "], "a prompt is empty"),
     "unknown words": (["generate", "a red zebra"], "unknown word zebra. Known things: ball"),
+    "dtype": (["generate", PROMPT, "--dtype", "half"], "dtype must be float32 or bfloat16, not 'half'"),
     "no count": (["generate", PROMPT, "--count", "0"], "count must be at least 1, not 0"),
     "half a count": (["generate", PROMPT, "--count", "1.5"], "--count takes a whole number, not '1.5'"),
     "a word for a number": (["generate", PROMPT, "--budget", "low"], "--budget takes a number, not 'low'"),

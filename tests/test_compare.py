@@ -46,7 +46,7 @@ def bundle(model):
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch, model, bundle):
     load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda name, dtype=None: bundle if name == model else load(name, dtype))
+    monkeypatch.setattr(pipeline, "load", lambda name, *a, **k: bundle if name == model else load(name, *a, **k))
     monkeypatch.setattr(quality, "load_referee", lambda folder: Darkness(None, np.zeros(1), np.eye(1)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()

@@ -45,7 +45,7 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_artifact_draws_what_the_model_draws_in_batches_of_any_size(model, file):
+def test_an_artifact_draws_what_the_model_draws(model, file):
     loaded = pipeline.load(model)
     method = methods.method("cascade", loaded, tree=TREE)
     prompts = [PROMPT, "a blue cone on grass"]
@@ -58,21 +58,24 @@ def test_an_artifact_draws_what_the_model_draws_in_batches_of_any_size(model, fi
     np.testing.assert_array_equal(drawn.stats.steps, want.stats.steps)
 
 
-def test_the_commands_write_and_run_a_file_whose_steps_lead_to_the_same_tokens(model, capsys):
-    flags = ["--model", model, "--method", "ar", "--batch", "1", "--out", "ar.cascade"]
+def test_one_file_draws_batches_of_any_size_whole_and_step_by_step(model, capsys):
+    """What the command draws as a batch of two, and what one of them needs alone."""
+    flags = ["--model", model, "--method", "ar", "--out", "ar.cascade"]
     assert cli.main(["export", *flags, "--platforms", "cpu,tpu"]) == 0
     assert "ar for cpu, tpu" in capsys.readouterr().out
-    assert cli.main(["run-exported", "ar.cascade", PROMPT, "--seed", "5", "--out", "one.png"]) == 0
-    assert "one.png  15 steps" in capsys.readouterr().out
+    prompts = ["a blue cone on grass", PROMPT]
+    assert cli.main(["run-exported", "ar.cascade", *prompts, "--seed", "5", "--out", "two"]) == 0
+    assert [line.split("  ")[1] for line in capsys.readouterr().out.splitlines()] == ["15 steps, alpha 0.00"] * 2
     opened = Artifact(pathlib.Path("ar.cascade"))
-    drawn = opened.generate([PROMPT], seed=5)
-    np.testing.assert_array_equal(np.asarray(Image.open("one.png")), drawn.images[0])
-    prompts, read = opened.prompts(opened.encode([PROMPT])), opened.arrays["parameters"]
-    rule, sampling = opened.arrays["rule"], opened.arrays["sampling"]
-    state = opened.program("start")(read, prompts, jnp.uint32(5), jnp.zeros(1, jnp.int32), sampling)
+    assert opened.meta["batch"] is None
+    drawn = opened.generate(prompts, seed=5)
+    np.testing.assert_array_equal(np.asarray(Image.open("two/a-red-ball-on-gravel-1.png")), drawn.images[1])
+    read, rule, sampling = (opened.arrays[name] for name in ("parameters", "rule", "sampling"))
+    second = opened.prompts(opened.encode(prompts[1:]))
+    state = opened.program("start")(read, second, jnp.uint32(5), jnp.ones(1, jnp.int32), sampling)
     while int(state["count"][0]) < 16:
         state = opened.program("step")(read, state, rule, sampling)
-    np.testing.assert_array_equal(state["tokens"][:, :16], drawn.tokens)
+    np.testing.assert_array_equal(state["tokens"][0, :16], drawn.tokens[1])
 
 
 @pytest.mark.slow

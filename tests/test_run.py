@@ -233,7 +233,7 @@ def colours(images):
 def here(tmp_path, monkeypatch, model, bundle):
     """An empty folder to work in, a model that is loaded once, a judge and networks that are quick to come by."""
     load = pipeline.load
-    monkeypatch.setattr(pipeline, "load", lambda name, dtype=None: bundle if name == model else load(name, dtype))
+    monkeypatch.setattr(pipeline, "load", lambda name, *a, **k: bundle if name == model else load(name, *a, **k))
     monkeypatch.setattr(quality, "load_referee", lambda folder: Darkness(None, np.zeros(1), np.eye(1)))
     monkeypatch.setattr(clip_score, "load", lambda folder: Length())
     monkeypatch.setattr(fid, "load", lambda folder: fid.Network(colours, "colours"))

@@ -10,12 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 import tiny_bundles
 
-from cascade_jax import artifact, bundle, cli, mesh, methods, pipeline, platforms, sampling, sharding, trees
+from cascade_jax import artifact, mesh, methods, pipeline, sampling, sharding, trees
 from cascade_jax.bundle import default_sampling
-from cascade_jax.models.chameleon import preset
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs JAX_NUM_CPU_DEVICES=8")
 BATCH = 3
@@ -111,42 +109,3 @@ def test_the_largest_are_found_on_a_mesh_as_without_one():
         found = jax.jit(lambda x: sampling.top(mesh.divided(x, 1), 6))(x)
     for ours, theirs in zip(found, jax.lax.top_k(x, 6)):
         np.testing.assert_array_equal(ours, theirs)
-
-
-BAD_MESHES = {
-    "words": ("2x4", "a mesh is given as data=2,model=4, not '2x4'"),
-    "nothing": ("data=0", "a mesh is given as data=2,model=4, not 'data=0'"),
-    "twice": ("data=2,data=2", "the mesh 'data=2,data=2' names an axis twice"),
-    "devices": ("data=4,model=4", "a mesh of data=4,model=4 needs 16 devices, and there are 8"),
-    "heads": ("model=4", "a mesh with model=4 does not divide 2 key-value heads"),
-}
-
-
-@pytest.mark.parametrize(("text", "message"), BAD_MESHES.values(), ids=BAD_MESHES)
-def test_bad_meshes_are_one_line(text, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    model = str(small.write_bundle(tmp_path / "model"))
-    assert cli.main(["generate", "a red ball", "--model", model, "--mesh", text, "--out", "x.png"]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1
-    assert message in err
-
-
-def test_too_little_memory_is_told_with_its_numbers_before_loading(tmp_path, monkeypatch):
-    model = small.write_bundle(tmp_path / "model")
-    monkeypatch.setattr(platforms, "free_memory", lambda: 1e5)
-    monkeypatch.setattr(bundle, "load", None)
-    with pytest.raises(
-        ValueError, match=r"too little memory: 0\.0 GB for parameters and 0\.0 GB for caches on each of 2"
-    ):
-        pipeline.load(model, mesh=mesh.make(1, 2))
-
-
-def test_a_7b_model_is_estimated_by_its_shapes():
-    """Lumina-mGPT in bfloat16 on four devices: 13 GB of blocks, and a cache of 32 layers, 2,482 slots and two rows."""
-    config = bundle.Config("chameleon", preset("lumina-mgpt-7b-768"), None, tiny_bundles.VQ)
-    arrays = {f"target.{name}": leaf for name, leaf in artifact.named(bundle.abstract(config).params["target"]).items()}
-    needed = sharding.needed(config, arrays, jnp.bfloat16, data=1, model=4, batch=1)
-    assert needed["parameters"] == pytest.approx((6.48e9 + 65536 * 4096 + 8192 * 4096) * 2 / 4, rel=0.01)
-    assert needed["caches"] == 32 * 2 * 4096 * (128 + config.target.length) * 2 * 2 // 4
