@@ -32,6 +32,7 @@ from cascade_jax.scale_commands import (
     check_prompts,
     referee_for,
     sampling_of,
+    sampling_settings,
 )
 
 _UNSET = "(default: the method's)"
@@ -83,9 +84,7 @@ class Draws:
 
     def settings(self, bundle) -> dict[str, Any]:
         """The model's settings under these."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        settings = bundle.config.sampling | given
-        return settings | {"guidance": None} if settings.get("guidance") == 1 else settings
+        return sampling_settings(bundle, {name: value for name, value in vars(self).items() if value is not None})
 
 
 Model = Annotated[str, arg(metavar="MODEL")]

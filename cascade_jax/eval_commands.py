@@ -17,6 +17,7 @@ from cascade_jax.scale_commands import (
     parse_settings,
     referee_for,
     sampling_of,
+    sampling_settings,
 )
 
 _METHODS = ("ar", "eagle", "lantern", "lantern++", "gsd", "cascade")
@@ -90,7 +91,7 @@ class Eval:
             texts = [caption.text for caption in given]
             if bundle.config.text != "t5":  # which reads everything, and takes long
                 check_prompts(bundle, texts)
-            settings = bundle.config.sampling | settings
+            settings = sampling_settings(bundle, settings)
             sampling = sampling_of(settings)
             chosen = {label: _method(bundle, name, own_settings) for label, (name, own_settings) in wanted.items()}
             referee = referee_for(bundle, self.judge)

@@ -19,6 +19,7 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from cascade_jax import bundle, cli
+from cascade_jax.evaluation import clip_score, fid, files, pictures
 from cascade_jax.models import clip, inception
 from checkpoints_convert import ConvertError, convert
 
@@ -136,6 +137,25 @@ def test_pictures_are_resized_as_torch_does(shape):
     given = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     theirs = torch.nn.functional.interpolate(given, size=(299, 299), mode="bilinear", align_corners=False)
     np.testing.assert_allclose(inception.resize(jnp.asarray(pictures), 299), theirs.permute(0, 2, 3, 1), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_folders_statistics_are_those_of_the_networks_features(network, tmp_path):
+    images = np.random.default_rng(7).integers(0, 256, (3, 20, 30, 3), np.uint8)
+    for number, image in enumerate(images):
+        files.write_png(tmp_path / f"{number}.png", image)
+    loaded = fid.load(network)
+    moments = fid.gather(loaded, pictures.paths(tmp_path), batch=2)
+    graph, state = nnx.split(bundle.load_metric(network))
+    run = jax.jit(lambda state, x: nnx.merge(graph, state)(x), compiler_options=FAST)
+    expected = np.asarray(run(state, images / np.float32(255)), np.float64)
+    np.testing.assert_allclose(moments.mean, expected.mean(axis=0), atol=1e-4 * np.abs(expected).max())
+    with pytest.warns(fid.FewPictures):
+        distance = fid.Distance(loaded, fid.reference(loaded, tmp_path)).of(fid.statistics(moments))
+    # the square roots of eigenvalues that are zero but for rounding, of 2,048 features
+    assert abs(distance) < 1e-4 * np.trace(moments.covariance)
+    with pytest.raises(ValueError, match="is no CLIP"):
+        clip_score.load(network)
 
 
 def test_commands_know_what_measures_from_what_draws(network, tmp_path, monkeypatch, capsys):

@@ -152,6 +152,12 @@ def test_methods_are_added_but_never_changed(bundle, wanted, whole):
     with pytest.raises(ValueError, match=r"mine holds pictures of another job \(other rule\)"):
         run.evaluate(bundle, {"mine": same_name}, CAPTIONS, folder, **again)
     assert drawn(folder) == before
+
+    place = run.turns_of(folder, ["ar", "loose"]) / "000001.json"  # the times of another machine are taken again
+    turn = json.loads(place.read_text())
+    place.write_text(json.dumps(turn | {"device": "an abacus", "seconds": {"ar": 1e6, "loose": 1e6}}))
+    assert run.evaluate(bundle, wanted, CAPTIONS, folder, **again)["loose"]["seconds_per_image"] < 1e5
+    assert json.loads(place.read_text())["device"] == turn["device"]
     assert timeless(run.evaluate(bundle, wanted, CAPTIONS, folder, **again)) == timeless(figures)
 
 
@@ -187,6 +193,13 @@ def test_bad_input_is_refused_before_anything_is_written(labels, captions, messa
     with pytest.raises(ValueError, match=message):
         run.evaluate(bundle, dict.fromkeys(labels, wanted["ar"]), captions, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_pictures_must_be_there_to_be_measured(wanted, tmp_path):
+    with pytest.raises(ValueError, match=r"ar lacks 5 of 5 records, 000000.json first: draw again"):
+        run.measure({"ar": wanted["ar"]}, CAPTIONS, tmp_path, timed=0)
+    with pytest.raises(ValueError, match=r"turns-.* lacks 2 of 2 records"):
+        run.measure({"ar": wanted["ar"]}, CAPTIONS, tmp_path, timed=2)
 
 
 def test_processes_share_the_pictures_and_the_first_takes_the_turns(bundle, wanted, whole, tmp_path):
@@ -304,12 +317,14 @@ BAD = {
     "no method": (["--methods", "warp"], "unknown method 'warp'"),
     "twice": (["--methods", "ar", "ar"], "two methods are called ar: give one another name, as in other=ar"),
     "setting": (["--methods", "eagle:budget=1"], "eagle does not take budget"),
+    "no number": (["--methods", "cascade:budget=high"], "high"),
     "no setting": (["--methods", "cascade:budget"], "settings are NAME=VALUE, not 'budget'"),
     "sampling": (["--sampling", "heat=2"], "unknown sampling settings: heat"),
     "captions": (["--captions", "none.tsv"], "there is no captions file none.tsv"),
     "reference": (["--inception", "i"], "FID needs both --inception and --reference"),
     "square": (["--square", "8"], "--square is about the pictures of --reference"),
     "label": (["--methods", "../x=ar"], "a label names a folder"),
+    "number": (["--sampling", "guidance=high"], "guidance takes a number, not 'high'"),
     "mesh": (["--mesh", "data=x"], "a mesh is given as"),
     "process": (["--process", "1"], "--coordinator, --processes and --process go together"),
 }

@@ -354,6 +354,7 @@ def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[s
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     head, *body = rows(report)
+    methods, about = notes(report)
     lines = [
         f"# {report['model']}: methods compared",
         "",
@@ -361,30 +362,45 @@ def markdown(report: dict[str, Any]) -> str:
         "",
         *markdown_table(head, body),
         "",
+        *(f"- **{name}**{text}" for name, text in methods.items()),
     ]
+    for paragraph in about:
+        lines += ["", paragraph]
+    return "\n".join(lines) + "\n"
+
+
+def notes(report: dict[str, Any]) -> tuple[dict[str, str], list[str]]:
+    """What stands below a report's table: settings and intervals of every method, and paragraphs on what was measured
+    and what the columns mean."""
+    methods = {}
     for name, figures in report["methods"].items():
         spans = [f"{key} {low:.3g} to {high:.3g}" for key, (low, high) in figures["intervals"].items()]
         settings = ", ".join(f"{key} {value}" for key, value in figures["settings"].items())
-        lines.append(f"- **{name}**{f' ({settings})' if settings else ''}, 95 % intervals: {'; '.join(spans)}")
+        methods[name] = f"{f' ({settings})' if settings else ''}, 95 % intervals: {'; '.join(spans)}"
+        if figures["tvd_per_image"]:
+            added = f"{figures['tvd_per_image']:.3g} per picture, {figures['tvd_per_token']:.2g} per token"
+            methods[name] += f". Mass added in all: {added}"
     versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
     sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items() if value is not None)
     times = (
         f" Times are medians over {report['count']} prompts at batch 1, from the encoded prompt to the pixels; "
         "compilation and a first run are excluded, and the methods take turns prompt by prompt. All other figures are"
     )
-    lines += [
-        "",
+    measured = (
         f"Measured on {report['device']} ({versions}); {sampling}; seed {report['seed']}."
-        f"{times if report['count'] else ' Figures are'} over {report['pictures']} pictures a method.",
-        "",
+        f"{times if report['count'] else ' Figures are'} over {report['pictures']} pictures a method."
+    )
+    meanings = [
         "Alpha is the mean number of accepted drafts per step. Nominal is the probability mass that the rule added per "
         "step, coupled the probability per step of parting from the strict decoder under the same random numbers, "
         "divergence the share of steps that did.",
+        *(
+            text
+            for key, text in _MEANINGS.items()
+            if any(own.get(key) is not None for own in report["methods"].values())
+        ),
     ]
-    for key, text in _MEANINGS.items():
-        if any(figures.get(key) is not None for figures in report["methods"].values()):
-            lines[-1] += f" {text}"
-    return "\n".join(lines) + "\n"
+    return methods, [measured, " ".join(meanings)]
 
 
 def picture_grid(pictures: dict[str, Sequence[np.ndarray]], report: dict[str, Any], prompts: Sequence[str]):

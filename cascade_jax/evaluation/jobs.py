@@ -92,12 +92,12 @@ def draw(
         texts = [prompts[number] for number in own]
         shares = None if referee is None else referee.fidelity(drawn.images, texts)
         for row, number in enumerate(own):
-            record = {"number": number, "prompt": texts[row], "seed": seed, "process": jax.process_index()}
-            record |= {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
-            record["fidelity"] = None if shares is None else float(shares[row])
+            own_record = {"number": number, "prompt": texts[row], "seed": seed, "process": jax.process_index()}
+            own_record |= {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
+            own_record["fidelity"] = None if shares is None else float(shares[row])
             note = {"Description": texts[row], "Comment": f"{method.name}, seed {seed}, picture {number}"}
             files.write_png(folder / f"{number:06d}.png", drawn.images[row], **note)
-            files.write_json(_record(folder, number), record)
+            files.write_json(_record(folder, number), own_record)
         yield len(own)
 
 
@@ -122,20 +122,25 @@ def wait(folder: pathlib.Path, count: int, patience: float, say: Callable[[str],
 
 def records(folder: pathlib.Path, count: int) -> list[dict[str, Any]]:
     """The records of the first `count` pictures."""
-    return [json.loads(_record(folder, number).read_text(encoding="utf-8")) for number in range(count)]
+    return [record(folder, number) for number in range(count)]
+
+
+def record(folder: pathlib.Path, number: int) -> dict[str, Any]:
+    """A picture's record."""
+    return json.loads(_record(folder, number).read_text(encoding="utf-8"))
 
 
 def stats(found: Sequence[dict[str, Any]]) -> Report:
     """What records say of how the pictures were drawn."""
     names = [field.name for field in dataclasses.fields(Report)]
-    return Report(**{name: np.array([record[name] for record in found]) for name in names})
+    return Report(**{name: np.array([own[name] for own in found]) for name in names})
 
 
 def report(folder: pathlib.Path, count: int, job: dict[str, Any]) -> dict[str, Any]:
     """Writes report.json over all records, and returns it: means over pictures, or over steps."""
     found_records = records(folder, count)
-    shares = [record["fidelity"] for record in found_records]
-    processes = [record["process"] for record in found_records]
+    shares = [own["fidelity"] for own in found_records]
+    processes = [own["process"] for own in found_records]
     found = {
         **job,
         "machine": machine(),

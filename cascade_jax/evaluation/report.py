@@ -90,17 +90,18 @@ def markdown(report: dict[str, Any]) -> str:
 
 def page(report: dict[str, Any], captions: Sequence[Caption]) -> str:
     """The report as HTML, to be opened in the run folder, whose pictures it shows."""
-    head, *body = compare.rows(report)
+    head, *rows = compare.rows(report)
     text = html.escape
-    notes = [line for line in compare.markdown(report).splitlines() if line.startswith(("- **", "Measured", "Alpha"))]
+    methods, about = compare.notes(report)
     sections = [
         f"<h1>{text(report['model'])}: methods compared</h1>",
         f"<pre>{text(report['command'])}</pre>",
-        _table(head, body),
+        _table(head, rows),
         *(f"<p class='careful'>{text(caution)}.</p>" for caution in report["cautions"]),
-        *(f"<p>{text(note.removeprefix('- ').replace('**', ''))}</p>" for note in notes),
+        *(f"<p><b>{text(name)}</b>{text(note)}</p>" for name, note in methods.items()),
+        *(f"<p>{text(note)}</p>" for note in about),
         "<p><img src='curves.png' alt='quality over speed'></p>",
-        *(f"<h2>{text(title)}</h2>{_table(own, rows)}" for title, own, rows in _category_tables(report)),
+        *(f"<h2>{text(title)}</h2>{_table(titles, cells)}" for title, titles, cells in _category_tables(report)),
         "<h2>Pictures</h2>",
     ]
     labels = list(report["methods"])

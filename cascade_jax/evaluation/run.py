@@ -151,13 +151,17 @@ def measure(
     fid: fids.Distance | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Measured]:
-    """The second half of `evaluate`: what is known of every method's pictures, all of which must be there."""
+    """The second half of `evaluate`: what is known of every method's pictures.
+
+    Raises:
+      ValueError: if pictures or turns are missing, or cannot be read.
+    """
     folder, texts = pathlib.Path(folder), [caption.text for caption in listed(captions)]
-    seconds = _seconds(folder, methods, min(timed, len(texts)))
+    turns = _records(turns_of(folder, list(methods)), min(timed, len(texts)))
     measured = {}
     for label, method in methods.items():
         place = folder / label
-        found = jobs.records(place, len(texts))
+        found = _records(place, len(texts))
         shares = [record["fidelity"] for record in found]
         paths = [place / f"{number:06d}.png" for number in range(len(texts))]
 
@@ -166,7 +170,7 @@ def measure(
 
         measured[label] = Measured(
             method,
-            seconds[label],
+            np.array([turn["seconds"][label] for turn in turns]),
             jobs.stats(found),
             fidelity=None if None in shares else np.array(shares),
             frechet=None if referee is None else referee.frechet(np.concatenate([*pictures.batches(paths, 64)])),
@@ -260,7 +264,11 @@ def _rule_digest(rule: Rule) -> str:
 
 
 def _open_turns(folder: pathlib.Path, methods: dict[str, Method], timed: int) -> list[int]:
-    return jobs.missing(turns_of(folder, list(methods)), range(timed))
+    """Turns that are to be taken: the missing ones, and those of another machine."""
+    place, device = turns_of(folder, list(methods)), compare.machine()["device"]
+    missing = jobs.missing(place, range(timed))
+    there = [number for number in range(timed) if number not in missing]
+    return sorted(missing + [n for n in there if jobs.record(place, n)["device"] != device])
 
 
 def _take_turns(bundle, methods, texts, turns, folder, seed, sampling, report) -> None:
@@ -285,9 +293,10 @@ def _take_turns(bundle, methods, texts, turns, folder, seed, sampling, report) -
         files.write_json(turns_of(folder, list(methods)) / f"{number:06d}.json", turn)
 
 
-def _seconds(folder: pathlib.Path, methods: dict[str, Method], timed: int) -> dict[str, np.ndarray]:
-    turns = jobs.records(turns_of(folder, list(methods)), timed)
-    return {label: np.array([turn["seconds"][label] for turn in turns]) for label in methods}
+def _records(folder: pathlib.Path, count: int) -> list[dict[str, Any]]:
+    if missing := jobs.missing(folder, range(count)):
+        raise ValueError(f"{folder} lacks {len(missing)} of {count} records, {missing[0]:06d}.json first: draw again")
+    return jobs.records(folder, count)
 
 
 def _clip_scores(scorer: Scorer, kept: pathlib.Path, paths, texts, progress) -> np.ndarray:
