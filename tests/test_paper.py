@@ -215,7 +215,9 @@ def here(tmp_path, monkeypatch):
     return tmp_path / "here"
 
 
-@pytest.mark.parametrize("what", ["figure3", "figure8", "figure9"])
+@pytest.mark.parametrize(
+    "what", ["figure3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("figure8", "figure9"))]
+)
 def test_figures_of_the_target_alone(what, model, here, capsys):
     assert cli.main(command(model, what)) == 0
     assert f"written to out: {what}.json, {what}.md, {what}.png" in capsys.readouterr().out
