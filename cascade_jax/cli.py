@@ -21,7 +21,18 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from cascade_jax import console, train_commands
 from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
-from cascade_jax.scale_commands import Export, GenerateList, RunExported, TuneTree, check_dtype
+from cascade_jax.eval_commands import Eval
+from cascade_jax.paper_commands import Paper
+from cascade_jax.scale_commands import (
+    Export,
+    GenerateList,
+    RunExported,
+    TuneTree,
+    check_dtype,
+    check_prompts,
+    referee_for,
+    sampling_of,
+)
 
 _UNSET = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -128,7 +139,7 @@ class Generate:
             bundle = _load(self.model, **mesh)
             encoded = bundle.encode(self.prompts)
             settings = self.draws.settings(bundle)
-            sampling = _sampling(settings)
+            sampling = sampling_of(settings)
             _note_neighbours(bundle, [self.method])
             method = methods.method(self.method, bundle, **self.thresholds.given())
             bundle.program(method.tree)
@@ -199,16 +210,16 @@ class Compare:
             count = self.count or (8 if given is None else len(given))
             prompts = _prompts(bundle, given, max(count, self.quality or 0), self.seed)
             settings = self.draws.settings(bundle)
-            sampling = _sampling(settings)
+            sampling = sampling_of(settings)
             chosen = _methods(bundle, ["ar", *(name for name in names if name != "ar")], self.thresholds.given())
-            referee = _referee(bundle, self.judge)
+            referee = referee_for(bundle, self.judge)
         with console.bar("") as progress:
             trials = compare.run(
                 bundle, chosen, prompts, timed=count, seed=self.seed, sampling=sampling, progress=_described(progress)
             )
         report = compare.build(
-            trials, prompts, referee, model=self.model, tree=self.thresholds.tree, seed=self.seed, sampling=settings,
-            command=command,
+            compare.summarise(compare.judged(trials, prompts, referee)), prompts, timed=count, model=self.model,
+            tree=self.thresholds.tree, seed=self.seed, sampling=settings, command=command,
         )  # fmt: skip
         compare.write(self.out, trials, report, prompts)
         console.show(compare.table(report))
@@ -265,7 +276,7 @@ class Sweep:
             )  # fmt: skip
             references = _methods(bundle, ["ar", *(name for name in names if name not in ("ar", "cascade"))], {})
             _methods(bundle, ["cascade"], {})
-            referee = _referee(bundle, self.judge)
+            referee = referee_for(bundle, self.judge)
 
         def progress(point, done, total):
             quality = [f"{key} {point[key]:.3f}" for key in ("fidelity", "frechet") if point[key] is not None]
@@ -415,7 +426,8 @@ def _scenes(
 _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
     "neighbours": Neighbours, "distill": train_commands.Distill, "train": train_commands.Train, "export": Export,
-    "run-exported": RunExported, "tune-tree": TuneTree, "generate-list": GenerateList, "scenes": _scenes,
+    "run-exported": RunExported, "tune-tree": TuneTree, "generate-list": GenerateList, "eval": Eval, "paper": Paper,
+    "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 
@@ -516,15 +528,6 @@ def _load(model: str, dtype: str | None = None, **mesh):
         raise ValueError(f"the model {model} makes no sense: {type(error).__name__}: {error}") from error
 
 
-def _sampling(settings: dict[str, Any]):
-    from cascade_jax.sampling import Sampling
-
-    known = [field.name for field in dataclasses.fields(Sampling)]
-    if unknown := [name for name in settings if name not in known]:
-        raise ValueError(f"the model's config.json has unknown sampling settings: {', '.join(unknown)}")
-    return Sampling(**settings).checked()
-
-
 def _prompts(bundle, given: list[str] | None, count: int, seed: int) -> list[str]:
     """`count` readable prompts: the given ones over and over, or captions of random scenes."""
     from cascade_jax.evaluation import compare
@@ -533,27 +536,8 @@ def _prompts(bundle, given: list[str] | None, count: int, seed: int) -> list[str
         if bundle.config.text != "scenes":
             raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
         return compare.captions_for(count, seed)
-    for number, prompt in enumerate(given, 1):
-        try:
-            bundle.encode([prompt])
-        except ValueError as error:
-            raise ValueError(f"prompt {number}, {prompt!r}: {error}") from error
+    check_prompts(bundle, given)
     return [given[i % len(given)] for i in range(count)]
-
-
-def _referee(bundle, folder: pathlib.Path | None):
-    from cascade_jax.evaluation import quality
-
-    if bundle.config.text != "scenes":
-        return None
-    referee = quality.load_referee(folder)
-    if referee is None:
-        console.say("the package comes without a judge, so that fidelity stays unknown: give one with --judge DIR")
-    elif referee.mean is None:
-        console.say(
-            "the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'"
-        )
-    return referee
 
 
 def _described(progress):

@@ -25,7 +25,7 @@ from cascade_jax.cache import Context, Segment
 from cascade_jax.draft import Draft, DrafterState, draft
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import Verdict, finish, walk
+from cascade_jax.verify import Turns, Verdict, finish, walk
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,23 @@ class DecodeState:
     stats: Stats
 
 
+@struct.dataclass
+class Seen:
+    """What a step saw and did.
+
+    Attributes:
+      draft: the tree.
+      features: [R, N, d], the target's after every node.
+      verdict: with a leading B.
+      turns: how every draft fared, with a leading B; None for a lone root.
+    """
+
+    draft: Draft
+    features: jax.Array
+    verdict: Verdict
+    turns: Turns | None
+
+
 def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling: Sampling) -> DecodeState:
     """Reads the prefix and draws the first token.
 
@@ -156,10 +173,18 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
 
 def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> DecodeState:
     """One step: draft a tree, verify it in one pass of the target, commit the accepted path. Finished rows stay put."""
+    return watched_step(program, params, state, rule, sampling)[0]
+
+
+def watched_step(
+    program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling
+) -> tuple[DecodeState, Seen]:
+    """`step`, and what it went by."""
     drafted, drafter = propose(program, params, state, sampling)
     features, fresh = target_pass(program, params, state, drafted)
-    verdict = decide(program, params, state, drafted, features, rule, sampling)
-    return commit(program, state, drafted, drafter, features, fresh, verdict)
+    verdict, turns = judge(program, params, state, drafted, features, rule, sampling)
+    after = commit(program, state, drafted, drafter, features, fresh, verdict)
+    return after, Seen(drafted, split(features, program.taps)[0], verdict, turns)
 
 
 def run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit=None) -> DecodeState:
@@ -252,6 +277,11 @@ def decide(
     sampling: Sampling,
 ) -> Verdict:
     """Third part: which drafts are accepted, and the token behind them; see `verify`."""
+    return judge(program, params, state, drafted, features, rule, sampling)[0]
+
+
+def judge(program: Program, params, state, drafted, features, rule, sampling) -> tuple[Verdict, Turns | None]:
+    """`decide`, and how every draft fared."""
     target, keys = nnx.merge(program.target, params["target"]), _step_keys(state, 1)
     features, _ = split(features, program.taps)
     warp, branches = functools.partial(warping.warp, sampling=sampling), _branches(state)
@@ -274,7 +304,7 @@ def decide(
     walked = jax.vmap(one, (0, None if static else 0, 0, 0, 0, 0))(
         keys, topology, drafted.tokens, drafted.probs, logits, features[:batch]
     )
-    return jax.vmap(finish)(walked, warp(logits_at(walked.end[:, None])[:, 0]))
+    return jax.vmap(finish)(walked, warp(logits_at(walked.end[:, None])[:, 0])), walked.turns
 
 
 def commit(

@@ -3,14 +3,47 @@
 import dataclasses
 import pathlib
 import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from cascade_jax import console
 
 Model = Annotated[str, arg(metavar="MODEL")]
 File = Annotated[pathlib.Path, arg(metavar="FILE")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Processes:
+    """Which of the processes that share a piece of work this is."""
+
+    distributed: bool = False
+    """meet the other processes that the cluster started"""
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    """instead, meet at process 0 on this host; needs --processes and --process"""
+    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """how many there are"""
+    process: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
+    """which of them this is, from 0"""
+    patience: Annotated[float, arg(metavar="SECONDS")] = 600.0
+    """how long process 0 waits for a further picture of the others"""
+
+    def check(self) -> None:
+        """Raises a ValueError unless the flags fit together."""
+        place = self.coordinator, self.processes, self.process
+        if any(x is None for x in place) and any(x is not None for x in place):
+            raise ValueError("--coordinator, --processes and --process go together")
+        if self.processes is not None and not 0 <= self.process < self.processes:
+            raise ValueError(f"process must be between 0 and {self.processes - 1}, not {self.process}")
+
+    def join(self) -> tuple[int, int]:
+        """Meets the others: this process's number, and how many there are; (0, 1) where there are no others."""
+        from cascade_jax.evaluation import jobs
+
+        if not (self.distributed or self.coordinator):
+            return 0, 1
+        return jobs.join(self.coordinator, self.processes, self.process)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,26 +70,13 @@ class GenerateList:
     """divide a process's prompts over D and the model over M of its devices"""
     evaluate: bool = False
     """of scenes: let the package's judge read how far pictures follow their prompts"""
-    distributed: bool = False
-    """meet the other processes that the cluster started"""
-    coordinator: Annotated[str | None, arg(metavar="HOST:PORT", help_behavior_hint="")] = None
-    """instead, meet at process 0 on this host; needs --processes and --process"""
-    processes: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """how many there are"""
-    process: Annotated[int | None, arg(metavar="N", help_behavior_hint="")] = None
-    """which of them this is, from 0"""
-    patience: Annotated[float, arg(metavar="SECONDS")] = 600.0
-    """how long process 0 waits for a further picture of the others"""
+    shared: OmitArgPrefixes[Processes] = Processes()
 
     def run(self, command: str) -> None:
         with console.bad_input():
             at_least_one("batch", self.batch)
             check_seed(self.seed)
-            place = self.coordinator, self.processes, self.process
-            if any(x is None for x in place) and any(x is not None for x in place):
-                raise ValueError("--coordinator, --processes and --process go together")
-            if self.processes is not None and not 0 <= self.process < self.processes:
-                raise ValueError(f"process must be between 0 and {self.processes - 1}, not {self.process}")
+            self.shared.check()
             settings = parse_settings(self.settings)
             from cascade_jax import bundle as bundles
             from cascade_jax import mesh as meshes
@@ -72,17 +92,13 @@ class GenerateList:
             if self.evaluate and bundles.read_config(directory).text != "scenes":
                 raise ValueError("--evaluate is for scenes, whose prompts a judge can read")
         with console.bad_input():
-            own, processes = jobs.join(*place) if self.distributed or self.coordinator else (0, 1)
+            own, processes = self.shared.join()
         console.set_up()
         with console.bad_input():
             mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
             bundle = pipeline.load(self.model, **mesh)
             method = chosen_method(bundle, self.method, self.tree, settings)
-            for number, text in enumerate(texts, 1):
-                try:
-                    bundle.encode([text])
-                except ValueError as error:
-                    raise ValueError(f"prompt {number}, {text!r}: {error}") from error
+            check_prompts(bundle, texts)
             job = {"model": self.model, "method": self.method, "tree": methods.tree_name(method.tree)}
             job |= {"settings": method.settings, "sampling": bundle.config.sampling, "seed": self.seed}
             jobs.settle(self.out, {**job, "prompts": texts})
@@ -99,7 +115,7 @@ class GenerateList:
         print(f"process {own} of {processes}: {done} pictures drawn")
         if own == 0:
             with console.bad_input():
-                jobs.wait(self.out, len(texts), self.patience, console.say)
+                jobs.wait(self.out, len(texts), self.shared.patience, console.say)
             jobs.report(self.out, len(texts), job)
             print(f"written to {self.out}: {len(texts)} pictures, report.json")
 
@@ -254,6 +270,41 @@ def chosen_method(bundle, name: str, tree: str | None, settings: dict[str, Any])
     method = methods.method(name, bundle, tree=tree, **settings)
     bundle.program(method.tree)
     return method
+
+
+def check_prompts(bundle, texts: Sequence[str]) -> None:
+    """Raises a ValueError that names the first prompt that a model cannot read."""
+    for number, text in enumerate(texts, 1):
+        try:
+            bundle.encode([text])
+        except ValueError as error:
+            raise ValueError(f"prompt {number}, {text!r}: {error}") from error
+
+
+def referee_for(bundle, folder: pathlib.Path | None):
+    """The judge of scenes, in a folder or the package's; None for other models. Says on stderr what stays unknown."""
+    from cascade_jax.evaluation import quality
+
+    if bundle.config.text != "scenes":
+        return None
+    referee = quality.load_referee(folder)
+    if referee is None:
+        console.say("the package comes without a judge, so that fidelity stays unknown: give one with --judge DIR")
+    elif referee.mean is None:
+        console.say(
+            "the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'"
+        )
+    return referee
+
+
+def sampling_of(settings: dict[str, Any]):
+    """Checked sampling settings; raises a ValueError for unknown ones."""
+    from cascade_jax.sampling import Sampling
+
+    known = [field.name for field in dataclasses.fields(Sampling)]
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"unknown sampling settings: {', '.join(unknown)} (there are {', '.join(known)})")
+    return Sampling(**settings).checked()
 
 
 def check_seed(seed: int) -> None:

@@ -43,6 +43,27 @@ class Verdict:
 
 
 @struct.dataclass
+class Turns:
+    """How the drafts of a tree fared, by node, [N] each; the root's entries, and those of missing nodes, are void.
+
+    `rule.decide(spent, target, draft, offers)` is what was decided, and `uniform` the number that it was held against.
+
+    Attributes:
+      target: the draft's probability in the target's residual, if all of its elder siblings were rejected: r(x).
+      draft: its probability under the drafter then: p(x).
+      offers: what the rule could add then, an `Offer` with leaves [N].
+      spent: the ledger when its turn came; NaN where the walk did not get to it.
+      uniform: the random number of its turn, likewise.
+    """
+
+    target: jax.Array
+    draft: jax.Array
+    offers: Offer
+    spent: jax.Array
+    uniform: jax.Array
+
+
+@struct.dataclass
 class Walk:
     """A verification step before the bonus token is drawn. `path`, `nominal`, `coupled`, `diverged`: as in `Verdict`.
 
@@ -51,6 +72,7 @@ class Walk:
       leftover: [V], the target's residual after all of its children were rejected; zeros where it has none. None if
         the tree is a lone root.
       key: for the bonus token.
+      turns: how every draft fared; None if the tree is a lone root.
     """
 
     path: jax.Array
@@ -60,6 +82,7 @@ class Walk:
     coupled: jax.Array
     diverged: jax.Array
     key: jax.Array
+    turns: Turns | None = None
 
 
 @struct.dataclass
@@ -124,11 +147,11 @@ def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rul
         zero = jnp.float32(0)
         return Walk(jnp.zeros(1, jnp.int32), jnp.int32(0), None, zero, zero, jnp.bool_(False), bonus_key)
     candidates = examine(topology, inner, tokens, draft_probs, warp(target_logits), features, rule)
-    path, end, charges = descend(walk_key, topology, inner, candidates, rule)
+    path, end, charges, visits = descend(walk_key, topology, inner, candidates, rule)
     slot = jnp.asarray(slots(inner, len(tokens)))[end]
     has_children = jnp.any(candidates.nodes[slot] >= 0) & (slot >= 0)
     leftover = jnp.where(has_children, candidates.leftover[slot], 0.0)
-    return Walk(path, end, leftover, *charges, bonus_key)
+    return Walk(path, end, leftover, *charges, bonus_key, _turns(candidates, visits, len(tokens)))
 
 
 def finish(walk: Walk, probs: jax.Array) -> Verdict:
@@ -159,9 +182,7 @@ def examine(topology, inner, tokens, draft_probs, probs, features, rule: Rule) -
     child_tokens = token_of[nodes]
     grandchildren = jnp.where(nodes[..., None] >= 0, children[nodes], -1)
 
-    unit = features.astype(jnp.float32)
-    unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-12)
-    cosine = unit @ unit.T
+    cosine = cosines(features)
     alike = jax.vmap(lambda siblings: cosine[siblings[:, None], siblings])(nodes)
     continued = jax.vmap(lambda siblings, below: cosine[siblings[:, None], below])(nodes, grandchildren)
 
@@ -194,7 +215,8 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
     """The walk: levels, and siblings within each.
 
     Returns:
-      path int [depth + 1], the last accepted node, and (nominal, coupled, diverged) as in `Verdict`.
+      path int [depth + 1], the last accepted node, (nominal, coupled, diverged) as in `Verdict`, and by level and
+      sibling, [depth, W] each: (node id, -1 where none was examined; ledger before; random number).
     """
     depth, width = topology.depth, candidates.nodes.shape[1]
     slot_of = jnp.asarray(slots(inner, len(topology.parents)))
@@ -214,7 +236,7 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
             coupled + jnp.where(examined & ~parted, jnp.abs(probability - strict), 0.0),
             parted | (examined & (accept != (u < strict))),
         )
-        return state, None
+        return state, (jnp.where(examined, node, -1), spent)
 
     def level(state, u):
         node, going, *ledger = state
@@ -224,13 +246,31 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
         )
         here = jnp.broadcast_to(going & (slot >= 0), (width,))
         start = (jnp.int32(-1), *ledger)
-        (chosen, *ledger), _ = jax.lax.scan(sibling, start, (u, here, *row))
-        return (jnp.where(chosen >= 0, chosen, node), chosen >= 0, *ledger), chosen
+        (chosen, *ledger), visits = jax.lax.scan(sibling, start, (u, here, *row))
+        return (jnp.where(chosen >= 0, chosen, node), chosen >= 0, *ledger), (chosen, visits)
 
     zero = jnp.float32(0)
     start = (jnp.int32(0), jnp.bool_(True), zero, zero, zero, jnp.bool_(False))
-    (end, _, _, *charges), below = jax.lax.scan(level, start, uniforms)
-    return jnp.concatenate([jnp.zeros(1, jnp.int32), below]), end, charges
+    (end, _, _, *charges), (below, visits) = jax.lax.scan(level, start, uniforms)
+    return jnp.concatenate([jnp.zeros(1, jnp.int32), below]), end, charges, (*visits, uniforms)
+
+
+def _turns(candidates: Candidates, visits, size: int) -> Turns:
+    def by_node(nodes, values, otherwise):
+        table = jnp.full(size, otherwise, values.dtype)
+        return table.at[jnp.where(nodes >= 0, nodes, size)].set(values, mode="drop")
+
+    known = candidates.target, candidates.draft, candidates.offers
+    known = jax.tree.map(lambda x: by_node(candidates.nodes, x, 0.0), known)
+    nodes, spent, uniform = visits
+    return Turns(*known, by_node(nodes, spent, jnp.nan), by_node(nodes, uniform, jnp.nan))
+
+
+def cosines(features: jax.Array) -> jax.Array:
+    """Cosine similarity of every two of N features [N, h], float32 [N, N]."""
+    unit = features.astype(jnp.float32)
+    unit /= jnp.maximum(jnp.linalg.norm(unit, axis=-1, keepdims=True), 1e-12)
+    return unit @ unit.T
 
 
 def _normalise(mass: jax.Array, otherwise: jax.Array) -> jax.Array:

@@ -15,6 +15,7 @@ import cascade_jax as cj
 from cascade_jax import acceptance, sampling
 from cascade_jax import tree as trees
 from cascade_jax.tree import Topology, Tree
+from cascade_jax.verify import walk
 
 # Random trees, tables and thresholds against the reference.
 
@@ -152,6 +153,32 @@ def test_verification_is_the_references(name, kind):
     np.testing.assert_allclose(got.nominal, [walk.nominal for walk in walks], atol=2e-5)
     np.testing.assert_allclose(got.coupled, [walk.coupled for walk in walks], atol=2e-4)
     assert got.diverged.any() == (name != "strict")
+
+
+@functools.partial(jax.jit, compiler_options=FAST)
+@jax.vmap
+def fates(key, topology, tokens, drafts, target, features, rule):
+    """Acceptance probabilities and charges of all drafts [N], as their turns tell them; and the turns."""
+    inner, warp = np.arange(NODES), jax.nn.softmax
+    turns = walk(key, topology, inner, tokens, drafts, jnp.log(target), features, rule, warp).turns
+    probability, charge, _ = jax.vmap(rule.decide)(turns.spent, turns.target, turns.draft, turns.offers)
+    return probability, charge, turns
+
+
+@pytest.mark.parametrize("name", ["cascade", "grouped even"])
+def test_turns_retell_the_walk(name):
+    x, walks = problems(), expected(name, "drawn")
+    rule = jax.tree.map(jnp.asarray, pairs(x)[name][0])
+    found = fates(x.keys, x.topology, x.drawn, x.drafts, x.target, x.features, rule)
+    for i, walked in enumerate(walks):
+        probability, charge, turns = jax.tree.map(lambda a: np.asarray(a[i]), found)
+        visited = np.flatnonzero(~np.isnan(turns.uniform))
+        strict = acceptance.ratio(turns.target, turns.draft)
+        # as of the ledgers above
+        np.testing.assert_allclose(np.abs(probability - strict)[visited], walked.charges, atol=2e-4)
+        assert np.sum(charge[visited]) == pytest.approx(walked.nominal, abs=2e-5)
+        accepted = visited[turns.uniform[visited] < probability[visited]]
+        assert [0, *accepted] == walked.path
 
 
 def run_problems(rule, keys=None, kind="drawn"):

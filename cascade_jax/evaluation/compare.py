@@ -136,52 +136,111 @@ def run(
 
 
 def acceptance_figures(stats: Report) -> dict[str, float]:
-    """The figures of pictures' `Report`, per step over all their steps, and target steps per picture."""
+    """The figures of pictures' `Report`: per step over all their steps, target steps per picture, and the mass that the
+    rule added, accumulated over a picture ("tvd_per_image") and per token of the output (the paper's section 5.1)."""
     steps = np.maximum(np.sum(stats.steps), 1)
     alpha = float(np.sum(stats.accepted) / steps)
     per_step = {name: float(np.sum(getattr(stats, name) * stats.steps) / steps) for name in _PER_STEP}
-    return {"alpha": alpha, "tokens_per_step": alpha + 1, "target_steps": float(np.mean(stats.steps)), **per_step}
+    added = np.sum(stats.nominal * stats.steps)
+    tokens = np.sum(stats.steps + stats.accepted + 1)  # the first token of a picture comes from the prefill
+    return {
+        "alpha": alpha,
+        "tokens_per_step": alpha + 1,
+        "target_steps": float(np.mean(stats.steps)),
+        **per_step,
+        "tvd_per_image": float(added / len(stats.steps)),
+        "tvd_per_token": float(added / tokens),
+    }
 
 
 _PER_STEP = ("nominal", "coupled", "divergence")
 
 
-def summarise(trials: dict[str, Trial], prompts: Sequence[str], referee: Referee | None) -> dict[str, dict[str, Any]]:
-    """Every method's figures, as the report holds them; "ar" must be among the trials.
+@dataclasses.dataclass
+class Measured:
+    """What is known of the pictures that one method drew.
 
-    Speedups are ratios of median times, and their intervals resample prompts, of all methods alike.
+    Attributes:
+      method: the method.
+      seconds: [timed], of pictures drawn one at a time; every method's are of the same prompts.
+      stats: per picture, [B].
+      fidelity: [B], see `quality.Referee`; None where unknown, as all that follows.
+      frechet: distance to renders.
+      clip: [B], see `clip_score`.
+      fid: distance to a reference, see `fid`.
     """
-    base = trials["ar"]
-    timed, pictures = len(base.seconds), len(base.images)
-    figures = {}
-    for name, trial in trials.items():
-        shares = None if referee is None else referee.fidelity(trial.images, prompts)
 
-        def ratio(rows, trial=trial):
-            return float(np.median(base.seconds[rows]) / np.median(trial.seconds[rows]))
+    method: Method
+    seconds: np.ndarray
+    stats: Report
+    fidelity: np.ndarray | None = None
+    frechet: float | None = None
+    clip: np.ndarray | None = None
+    fid: float | None = None
 
-        def alpha(rows, stats=trial.stats):
-            return float(np.sum(stats.accepted[rows]) / np.maximum(np.sum(stats.steps[rows]), 1))
 
-        intervals = {
-            "seconds_per_image": interval(lambda rows, t=trial: float(np.median(t.seconds[rows])), timed),
-            "speedup": interval(ratio, timed),
-            "alpha": interval(alpha, pictures),
-        }
-        if shares is not None:
-            intervals["fidelity"] = interval(lambda rows, shares=shares: float(np.mean(shares[rows])), pictures)
-        figures[name] = {
-            "seconds_per_image": float(np.median(trial.seconds)),
-            "speedup": ratio(slice(None)),
-            **acceptance_figures(trial.stats),
-            "step_speedup": float(np.mean(base.stats.steps) / np.mean(trial.stats.steps)),
-            "fidelity": None if shares is None else float(np.mean(shares)),
-            "frechet": None if referee is None else referee.frechet(trial.images),
-            "tree": by_name.tree_name(trial.method.tree),
-            "settings": trial.method.settings,
-            "intervals": intervals,
-        }
-    return figures
+def judged(trials: dict[str, Trial], prompts: Sequence[str], referee: Referee | None) -> dict[str, Measured]:
+    """What the referee finds in pictures, beside how they were drawn."""
+    if referee is None:
+        return {name: Measured(trial.method, trial.seconds, trial.stats) for name, trial in trials.items()}
+    return {
+        name: Measured(
+            trial.method,
+            trial.seconds,
+            trial.stats,
+            referee.fidelity(trial.images, prompts),
+            referee.frechet(trial.images),
+        )
+        for name, trial in trials.items()
+    }
+
+
+def summarise(measured: dict[str, Measured]) -> dict[str, dict[str, Any]]:
+    """Every method's figures, as a report holds them; None for what is unknown.
+
+    Speedups are those over the first "ar" among the methods: ratios of median times, or of mean numbers of target
+    steps. 95 % intervals resample the timed prompts for times, of both methods alike, and pictures for all else.
+    """
+    base = next((own for own in measured.values() if own.method.name == "ar"), None)
+    return {name: _figures(own, base) for name, own in measured.items()}
+
+
+def _figures(own: Measured, base: Measured | None) -> dict[str, Any]:
+    def seconds(rows):
+        return float(np.median(own.seconds[rows]))
+
+    def speedup(rows):
+        return float(np.median(base.seconds[rows])) / seconds(rows)
+
+    def alpha(rows):
+        return float(np.sum(own.stats.accepted[rows]) / np.maximum(np.sum(own.stats.steps[rows]), 1))
+
+    def mean(values):
+        return lambda rows: float(np.mean(values[rows]))
+
+    timed, pictures = len(own.seconds), len(own.stats.steps)
+    clocked = {} if not timed else {"seconds_per_image": seconds}
+    if timed and base is not None:
+        clocked["speedup"] = speedup
+    means = {name: getattr(own, name) for name in ("fidelity", "clip")}
+    counted = {"alpha": alpha} | {name: mean(values) for name, values in means.items() if values is not None}
+    known = {name: figure(slice(None)) for name, figure in (clocked | counted).items()}
+    steps = acceptance_figures(own.stats)
+    return {
+        "method": own.method.name,
+        "seconds_per_image": None,
+        "speedup": None,
+        **steps,
+        "step_speedup": None if base is None else float(np.mean(base.stats.steps)) / steps["target_steps"],
+        **dict.fromkeys(means),
+        **known,
+        "frechet": own.frechet,
+        "fid": own.fid,
+        "tree": by_name.tree_name(own.method.tree),
+        "settings": own.method.settings,
+        "intervals": {name: interval(figure, timed) for name, figure in clocked.items()}
+        | {name: interval(figure, pictures) for name, figure in counted.items()},
+    }
 
 
 def machine() -> dict[str, Any]:
@@ -205,10 +264,10 @@ def machine() -> dict[str, Any]:
 
 
 def build(
-    trials: dict[str, Trial],
+    figures: dict[str, dict[str, Any]],
     prompts: Sequence[str],
-    referee: Referee | None,
     *,
+    timed: int,
     model: str,
     tree: str | None,
     seed: int,
@@ -218,6 +277,9 @@ def build(
     """The whole report, as report.json holds it.
 
     Args:
+      figures: as of `summarise`.
+      prompts: of all pictures.
+      timed: how many of them were drawn with a clock.
       tree: the one tree that all methods but "ar" draft on; None if each has its own.
     """
     about = machine()
@@ -225,14 +287,14 @@ def build(
         "model": model,
         "device": about["device"],
         "tree": tree or "each method's own",
-        "count": len(trials["ar"].seconds),
+        "count": timed,
         "pictures": len(prompts),
         "seed": seed,
         "sampling": sampling,
         "command": command,
         "machine": about,
-        "methods": summarise(trials, prompts, referee),
-        "prompts": list(prompts[: len(trials["ar"].seconds)]),
+        "methods": figures,
+        "prompts": list(prompts[:timed]),
     }
 
 
@@ -247,16 +309,27 @@ _COLUMNS = (
     ("divergence", "divergence", "{:.3f}"),
     ("fidelity", "fidelity", "{:.3f}"),
     ("Fréchet", "frechet", "{:.2f}"),
+    ("FID", "fid", "{:.2f}"),
+    ("CLIP", "clip", "{:.4f}"),
 )
+
+
+_MEANINGS = {
+    "fidelity": "Fidelity is the share of a prompt's attributes that the judge reads in its picture; the Fréchet "
+    "distance is that of its features to renders, and depends on the number of pictures.",
+    "fid": "FID is the Fréchet distance of Inception-v3's features to those of the reference, and depends on the "
+    "number of pictures too.",
+    "clip": "CLIP is the mean cosine of a picture and its caption.",
+}
 
 
 def rows(report: dict[str, Any]) -> list[list[str]]:
     """The report's table as text: a head, then a row for every method."""
     methods = report["methods"]
-    shown = [column for column in _COLUMNS if any(figures[column[1]] is not None for figures in methods.values())]
+    shown = [column for column in _COLUMNS if any(figures.get(column[1]) is not None for figures in methods.values())]
     table = [["method", "tree", *(title for title, _, _ in shown)]]
     for name, figures in methods.items():
-        cells = ["–" if figures[key] is None else form.format(figures[key]) for _, key, form in shown]
+        cells = ["–" if figures.get(key) is None else form.format(figures[key]) for _, key, form in shown]
         table.append([name, _short(figures["tree"]), *cells])
     return table
 
@@ -291,34 +364,38 @@ def markdown(report: dict[str, Any]) -> str:
         lines.append(f"- **{name}**{f' ({settings})' if settings else ''}, 95 % intervals: {'; '.join(spans)}")
     versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
     sampling = ", ".join(f"{name} {value}" for name, value in report["sampling"].items() if value is not None)
+    times = (
+        f" Times are medians over {report['count']} prompts at batch 1, from the encoded prompt to the pixels; "
+        "compilation and a first run are excluded, and the methods take turns prompt by prompt. All other figures are"
+    )
     lines += [
         "",
-        f"Measured on {report['device']} ({versions}); {sampling}; seed {report['seed']}. Times are medians over "
-        f"{report['count']} prompts at batch 1, from the encoded prompt to the pixels; compilation and a first run are "
-        "excluded, and the methods take turns prompt by prompt. All other figures are over "
-        f"{report['pictures']} pictures a method.",
+        f"Measured on {report['device']} ({versions}); {sampling}; seed {report['seed']}."
+        f"{times if report['count'] else ' Figures are'} over {report['pictures']} pictures a method.",
         "",
         "Alpha is the mean number of accepted drafts per step. Nominal is the probability mass that the rule added per "
         "step, coupled the probability per step of parting from the strict decoder under the same random numbers, "
         "divergence the share of steps that did.",
     ]
-    if any(figures["fidelity"] is not None for figures in report["methods"].values()):
-        lines[-1] += (
-            " Fidelity is the share of a prompt's attributes that the judge reads in its picture; the Fréchet distance "
-            "is that of its features to renders, and depends on the number of pictures."
-        )
+    for key, text in _MEANINGS.items():
+        if any(figures.get(key) is not None for figures in report["methods"].values()):
+            lines[-1] += f" {text}"
     return "\n".join(lines) + "\n"
 
 
-def picture_grid(trials: dict[str, Trial], report: dict[str, Any], prompts: Sequence[str]):
+def picture_grid(pictures: dict[str, Sequence[np.ndarray]], report: dict[str, Any], prompts: Sequence[str]):
     """The first pictures of every method, with alpha and speedup under its name."""
     count = min(GRID_ROWS, len(prompts))
-    columns = [
-        (name, "token by token" if name == "ar" else f"alpha {figures['alpha']:.2f}, {figures['speedup']:.1f}x")
-        for name, figures in report["methods"].items()
-    ]
-    pictures = [[trial.images[row] for trial in trials.values()] for row in range(count)]
-    return grid(pictures, prompts[:count], columns)
+    columns = [(name, _caption(figures)) for name, figures in report["methods"].items()]
+    rows = [[own[row] for own in pictures.values()] for row in range(count)]
+    return grid(rows, prompts[:count], columns)
+
+
+def _caption(figures: dict[str, Any]) -> str:
+    if figures["tree"] == "root":
+        return "token by token"
+    faster = "" if figures["speedup"] is None else f", {figures['speedup']:.1f}x"
+    return f"alpha {figures['alpha']:.2f}{faster}"
 
 
 def write(folder: pathlib.Path, trials: dict[str, Trial], report: dict[str, Any], prompts: Sequence[str]) -> None:
@@ -327,7 +404,8 @@ def write(folder: pathlib.Path, trials: dict[str, Trial], report: dict[str, Any]
         stored = json.dumps(report, indent=2, ensure_ascii=False)
         (temporary / "report.json").write_text(stored + "\n", encoding="utf-8")
         (temporary / "report.md").write_text(markdown(report), encoding="utf-8")
-        picture_grid(trials, report, prompts).save(temporary / "grid.png")
+        pictures = {name: trial.images for name, trial in trials.items()}
+        picture_grid(pictures, report, prompts).save(temporary / "grid.png")
 
 
 def _short(text: str, most: int = 24) -> str:

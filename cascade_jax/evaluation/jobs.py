@@ -7,6 +7,7 @@ matter who draws them. `jax.distributed` finds the processes (on its own under S
 pod), and because every process is recoverable, one may die and come back while the others go on.
 """
 
+import dataclasses
 import json
 import pathlib
 import time
@@ -19,9 +20,10 @@ import numpy as np
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.evaluation import files
-from cascade_jax.evaluation.compare import machine
+from cascade_jax.evaluation.compare import acceptance_figures, machine
 from cascade_jax.evaluation.quality import Referee
 from cascade_jax.methods import Method
+from cascade_jax.pipeline import Report
 from cascade_jax.sampling import Sampling
 
 JOB, REPORT = "job.json", "report.json"
@@ -118,20 +120,28 @@ def wait(folder: pathlib.Path, count: int, patience: float, say: Callable[[str],
         time.sleep(0.2)
 
 
+def records(folder: pathlib.Path, count: int) -> list[dict[str, Any]]:
+    """The records of the first `count` pictures."""
+    return [json.loads(_record(folder, number).read_text(encoding="utf-8")) for number in range(count)]
+
+
+def stats(found: Sequence[dict[str, Any]]) -> Report:
+    """What records say of how the pictures were drawn."""
+    names = [field.name for field in dataclasses.fields(Report)]
+    return Report(**{name: np.array([record[name] for record in found]) for name in names})
+
+
 def report(folder: pathlib.Path, count: int, job: dict[str, Any]) -> dict[str, Any]:
     """Writes report.json over all records, and returns it: means over pictures, or over steps."""
-    records = [json.loads(_record(folder, number).read_text(encoding="utf-8")) for number in range(count)]
-    steps = np.array([record["steps"] for record in records])
-    per_step = lambda name: float(np.sum(steps * [record[name] for record in records]) / max(np.sum(steps), 1))
-    shares = [record["fidelity"] for record in records]
-    processes = [record["process"] for record in records]
+    found_records = records(folder, count)
+    shares = [record["fidelity"] for record in found_records]
+    processes = [record["process"] for record in found_records]
     found = {
         **job,
         "machine": machine(),
         "pictures": count,
         "by_process": {str(process): processes.count(process) for process in sorted(set(processes))},
-        "target_steps": float(np.mean(steps)),
-        **{name: per_step(name) for name in ("alpha", "nominal", "coupled", "divergence")},
+        **acceptance_figures(stats(found_records)),
         "fidelity": None if None in shares else float(np.mean(shares)),
     }
     files.write_json(folder / REPORT, found)

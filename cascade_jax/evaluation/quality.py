@@ -101,10 +101,47 @@ def write_reference(folder: str | pathlib.Path) -> None:
     np.savez(folder / REFERENCE, mean=mean.astype(np.float32), covariance=covariance.astype(np.float32))
 
 
+@dataclasses.dataclass(frozen=True)
+class Moments:
+    """Mean and covariance of feature vectors that come bit by bit, in float64.
+
+    Those of parts, whoever computed them, merge into those of the whole, whatever the order (Chan, Golub and LeVeque
+    1979).
+
+    Attributes:
+      count: vectors seen.
+      mean: [F].
+      scatter: [F, F], the sum of the outer products of their deviations from the mean.
+    """
+
+    count: int = 0
+    mean: np.ndarray | float = 0.0
+    scatter: np.ndarray | float = 0.0
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Moments":
+        """Those of vectors [B, F]."""
+        features = np.asarray(features, np.float64)
+        mean = features.mean(axis=0)
+        return cls(len(features), mean, (features - mean).T @ (features - mean))
+
+    def merged(self, other: "Moments") -> "Moments":
+        """Those of the vectors of both."""
+        count = self.count + other.count
+        shift, share = other.mean - self.mean, other.count / max(count, 1)
+        between = np.multiply.outer(shift, shift) * (self.count * share)
+        return Moments(count, self.mean + shift * share, self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """[F, F], unbiased; of at least two vectors."""
+        return self.scatter / (self.count - 1)
+
+
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean [F] and covariance [F, F] of [B, F], in float64."""
-    features = np.asarray(features, np.float64)
-    return features.mean(axis=0), np.cov(features, rowvar=False)
+    whole = Moments.of(features)
+    return whole.mean, whole.covariance
 
 
 def frechet(mean_a: np.ndarray, covariance_a: np.ndarray, mean_b: np.ndarray, covariance_b: np.ndarray) -> float:

@@ -189,8 +189,13 @@ def markdown(result: dict[str, Any], command: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def figure(result: dict[str, Any]):
-    """Quality over the reduction of target steps, as a matplotlib figure."""
+def figure(result: dict[str, Any], *, curves: Sequence[Sequence[dict[str, Any]]] = (), speed: str = "step_speedup"):
+    """Quality over speed, as a matplotlib figure.
+
+    Args:
+      curves: points to be joined by a line each.
+      speed: "step_speedup", the reduction of target steps, or "speedup".
+    """
     from matplotlib.figure import Figure  # slow to import
 
     points = result["points"]
@@ -200,8 +205,9 @@ def figure(result: dict[str, Any]):
         for key, title, bar in (
             ("fidelity", "fidelity", (base["fidelity"] or 0) - FIDELITY_LOSS),
             ("frechet", "Fréchet distance to renders", FRECHET_GROWTH * (base["frechet"] or 0)),
+            ("fid", "FID", None),
         )
-        if base[key] is not None
+        if base.get(key) is not None
     ] or [("divergence", "divergence", None)]
     page = Figure(figsize=(6.2 * len(panels), 4.6), layout="constrained")
     cascades = [point for point in points if point["method"] == "cascade"]
@@ -209,19 +215,23 @@ def figure(result: dict[str, Any]):
     for axes, (key, title, bar) in zip(np.atleast_1d(page.subplots(1, len(panels))), panels):
         for number, kind in enumerate(kinds):
             chosen = [point for point in cascades if (point["tree"], point["settings"]["ledger"]) == kind]
-            xs, ys = [p["step_speedup"] for p in chosen], [p[key] for p in chosen]
+            xs, ys = [p[speed] for p in chosen], [p[key] for p in chosen]
             name = f"cascade, {kind[0] if len(kind[0]) < 20 else 'own tree'}, {kind[1]}"
             axes.scatter(xs, ys, s=18, alpha=0.75, color=f"C{number % 10}", label=name, linewidths=0)
         for point in points:
             if point["method"] != "cascade":
-                axes.scatter(point["step_speedup"], point[key], marker="D", s=28, color="black")
-                axes.annotate(point["method"], (point["step_speedup"], point[key]), (5, 4), textcoords="offset points")
+                axes.scatter(point[speed], point[key], marker="D", s=28, color="black")
+                axes.annotate(point["method"], (point[speed], point[key]), (5, 4), textcoords="offset points")
+        for own in curves:
+            kind = own[0]["tree"], own[0]["settings"]["ledger"]
+            axes.plot([p[speed] for p in own], [p[key] for p in own], color=f"C{kinds.index(kind) % 10}", linewidth=1)
         if result["chosen"]:
-            spot = result["chosen"]["step_speedup"], result["chosen"][key]
+            spot = result["chosen"][speed], result["chosen"][key]
             axes.scatter(*spot, marker="*", s=190, facecolors="none", edgecolors="red", label="chosen")
         if bar is not None:
             axes.axhline(bar, color="grey", linewidth=0.8, linestyle="--")
-        axes.set(xlabel="times fewer target steps than AR", ylabel=title)
+        words = {"step_speedup": "times fewer target steps than AR", "speedup": "speedup over AR"}
+        axes.set(xlabel=words[speed], ylabel=title)
         axes.spines[["top", "right"]].set_visible(False)
     page.axes[0].legend(fontsize=8)
     return page

@@ -59,10 +59,8 @@ def acceptance(bundle: Bundle, method: Method, prompts: Sequence[Prompt], seed: 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _step(program, params, state, rule, sampling):
     """`decode.step`, and the accepted paths int [B, D + 1]."""
-    drafted, drafter = decode.propose(program, params, state, sampling)
-    features, fresh = decode.target_pass(program, params, state, drafted)
-    verdict = decode.decide(program, params, state, drafted, features, rule, sampling)
-    return decode.commit(program, state, drafted, drafter, features, fresh, verdict), verdict.path
+    state, seen = decode.watched_step(program, params, state, rule, sampling)
+    return state, seen.verdict.path
 
 
 def count(tree: Tree, paths: np.ndarray, hits: np.ndarray, visits: np.ndarray) -> None:

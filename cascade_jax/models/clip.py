@@ -177,6 +177,10 @@ class CLIP(nnx.Module):
         """
         return self.text_projection(self.text(ids))
 
+    def cosines(self, images: jax.Array, ids: jax.Array) -> jax.Array:
+        """Cosines [B] of pictures [B, size, size, 3] and their own captions, int [B, n]."""
+        return jnp.sum(_unit(self.image_features(images)) * _unit(self.text_features(ids)), axis=-1)
+
     def __call__(self, images: jax.Array, ids: jax.Array) -> jax.Array:
         """Similarities [B, C] of pictures [B, size, size, 3] and captions int [C, n]: cosines, scaled as in training.
 

@@ -191,13 +191,18 @@ class Inception(nnx.Module):
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Features float32 [B, 2048] of pictures [B, H, W, 3] with values in [0, 1], of any size."""
-        x = 2 * resize(images.astype(jnp.float32), self.config.size) - 1
+        x = prepared(images.astype(jnp.float32), self.config.size)
         x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(_halved(x)))
         x = _halved(x)
         for name in _BLOCKS:
             x = getattr(self, name)(x)
         return jnp.mean(x, axis=(1, 2))
+
+
+def prepared(images: jax.Array, size: int) -> jax.Array:
+    """Pictures [B, H, W, 3] in [0, 1] as the convolutions take them: `size` pixels a side, in [-1, 1]."""
+    return 2 * resize(images, size) - 1
 
 
 def resize(images: jax.Array, size: int) -> jax.Array:

@@ -17,12 +17,13 @@ def reader(tokenizer: str | os.PathLike, config) -> Callable[[Sequence[str]], li
 
     The function raises a BundleError where the tokenizer library or the file is missing, or the file is damaged.
     """
-    words = functools.cache(lambda: _tokenizer(pathlib.Path(tokenizer)))
+    words = functools.cache(lambda: open_tokenizer(pathlib.Path(tokenizer)))
     encode = lambda text: words().encode(text, add_special_tokens=False).ids
     return lambda captions: [config.read(encode, caption) for caption in captions]
 
 
-def _tokenizer(file: pathlib.Path):
+def open_tokenizer(file: pathlib.Path):
+    """A published tokenizer.json. Raises a BundleError where the library or the file is missing, or it is damaged."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:

@@ -1,0 +1,170 @@
+"""The command that evaluates methods on captions: eval."""
+
+import dataclasses
+import pathlib
+import warnings
+from typing import Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from cascade_jax import console
+from cascade_jax.scale_commands import (
+    Processes,
+    at_least_one,
+    check_prompts,
+    check_seed,
+    chosen_method,
+    parse_settings,
+    referee_for,
+    sampling_of,
+)
+
+_METHODS = ("ar", "eagle", "lantern", "lantern++", "gsd", "cascade")
+_ALONE = Processes()
+
+
+@dataclasses.dataclass(frozen=True)
+class Eval:
+    """Draw captions by several methods and measure speed and quality; started again, it goes on where it stopped."""
+
+    model: Annotated[str, arg(metavar="MODEL")] = "scenes"
+    """scenes, or the folder of a converted model"""
+    methods: Annotated[tuple[str, ...], arg(metavar="METHOD...")] = _METHODS
+    """methods, also with settings and a name: loose=cascade:tau_pos=0.7,budget=0.9"""
+    captions: Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="(default: random scenes)")] = None
+    """MS-COCO's .json, PartiPrompts' .tsv, .jsonl with a text a line, or a text file with a caption a line"""
+    count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all of the file's, or 64)")] = None
+    """captions, from the first on"""
+    timed: Annotated[int, arg(metavar="N")] = 4
+    """captions that are drawn one at a time as well, the methods in turns, to measure times"""
+    batch: Annotated[int, arg(metavar="N")] = 16
+    """pictures drawn at once"""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """of random scenes and pictures: picture i depends on its caption, i and this alone"""
+    sampling: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE...", help_behavior_hint="(default: the model's)")] = ()
+    """temperature, top_k, top_p, guidance"""
+    out: Annotated[pathlib.Path, arg(metavar="DIR")] = pathlib.Path("evaluation")
+    """the run folder: pictures and records of every method, report.json, report.md, report.html"""
+    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
+    """of scenes: a run of `scenes train judge`"""
+    clip: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """a converted CLIP: score pictures against their captions"""
+    inception: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """a converted Inception: measure FID; needs --reference"""
+    reference: Annotated[pathlib.Path | None, arg(metavar="DIR|NPZ", help_behavior_hint="")] = None
+    """pictures that FID is measured against, or their statistics, ours or pytorch-fid's"""
+    square: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as they are)")] = None
+    """cut the reference's pictures to the square in their middle, N pixels a side"""
+    mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
+    """divide a process's pictures over D and the model over M of its devices"""
+    shared: OmitArgPrefixes[Processes] = _ALONE
+
+    def run(self, command: str) -> None:
+        with console.bad_input():
+            self._check()
+            from cascade_jax import mesh as meshes
+            from cascade_jax import methods as by_name
+            from cascade_jax import pipeline
+            from cascade_jax.evaluation import captions, clip_score, compare, fid, files, jobs, report, run
+
+            wanted = parse_methods(self.methods)
+            for name, _ in wanted.values():
+                by_name.check_name(name)
+            settings = parse_settings(self.sampling)
+            sizes = self.mesh and meshes.parse(self.mesh)
+            files.check_folder(self.out)
+            pipeline.folder(self.model)
+            given = None if self.captions is None else captions.read(self.captions, self.count)
+        with console.bad_input():
+            own, processes = self.shared.join()
+        console.set_up()
+        with console.bad_input():
+            scorer = None if self.clip is None else clip_score.load(self.clip)
+            network = None if self.inception is None else fid.load(self.inception)
+            mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
+            bundle = pipeline.load(self.model, **mesh)
+            if given is None:
+                if bundle.config.text != "scenes":
+                    raise ValueError("this model has no captions of its own: give --captions FILE")
+                given = captions.read("scenes", self.count or 64, self.seed)
+            texts = [caption.text for caption in given]
+            if bundle.config.text != "t5":  # which reads everything, and takes long
+                check_prompts(bundle, texts)
+            settings = bundle.config.sampling | settings
+            sampling = sampling_of(settings)
+            chosen = {label: _method(bundle, name, own_settings) for label, (name, own_settings) in wanted.items()}
+            referee = referee_for(bundle, self.judge)
+            run.settle(bundle, chosen, given, self.out, seed=self.seed, sampling=sampling, judged=referee is not None)
+        with console.CompileClock() as compiling, console.bar("") as progress:
+            say = lambda what, done, total: progress(done, total, what)
+            distance = None
+            if network is not None and own == 0:
+                told = lambda done, total: say("features of the reference", done, total)
+                with console.bad_input():
+                    reference = fid.reference(
+                        network, self.reference, square=self.square, keep=self.out / "reference.npz", progress=told
+                    )
+                distance = fid.Distance(network, reference)
+            drawn = run.draw(
+                bundle, chosen, given, self.out, seed=self.seed, batch=self.batch, timed=self.timed, sampling=sampling,
+                judged=referee, part=(own, processes), progress=say,
+            )  # fmt: skip
+            print(f"process {own} of {processes}: {drawn} pictures drawn")
+            if own:
+                return
+            with console.bad_input(), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always", fid.FewPictures)
+                for label in chosen:
+                    jobs.wait(self.out / label, len(texts), self.shared.patience, console.say)
+                measured = run.measure(
+                    chosen, given, self.out, timed=self.timed, referee=referee, clip=scorer, fid=distance, progress=say
+                )
+        cautions = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, fid.FewPictures)))
+        found = compare.build(
+            compare.summarise(measured), texts, timed=min(self.timed, len(texts)), model=self.model, tree=None,
+            seed=self.seed, sampling=settings, command=command,
+        )  # fmt: skip
+        found |= {"compile_seconds": compiling.seconds, "cautions": cautions}
+        found |= {"categories": report.by_category(measured, given)}
+        report.write(self.out, found, measured, given)
+        console.show(compare.table(found))
+        for text in cautions:
+            console.say(text)
+        print(f"written to {self.out}: report.json, report.md, report.html, and pictures and records of every method")
+
+    def _check(self) -> None:
+        for name in ("count", "batch", "square"):
+            at_least_one(name, getattr(self, name))
+        if self.timed < 0:
+            raise ValueError(f"timed must be at least 0, not {self.timed}")
+        check_seed(self.seed)
+        self.shared.check()
+        if (self.inception is None) != (self.reference is None):
+            raise ValueError("FID needs both --inception and --reference")
+        if self.square is not None and self.reference is None:
+            raise ValueError("--square is about the pictures of --reference")
+
+
+def parse_methods(texts: tuple[str, ...]) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Names and settings of methods by label, of texts such as "cascade" or "loose=cascade:tau_pos=0.7,budget=0.9".
+
+    Raises:
+      ValueError: if two have the same label, or settings are not NAME=VALUE.
+    """
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {}
+    for text in texts:
+        head, _, settings = text.partition(":")
+        label, _, name = head.rpartition("=")
+        label = label or name
+        if label in wanted:
+            raise ValueError(f"two methods are called {label}: give one another name, as in other={text}")
+        wanted[label] = name, parse_settings(tuple(settings.split(",")) if settings else ())
+    if not wanted:
+        raise ValueError("there are no methods")
+    return wanted
+
+
+def _method(bundle, name: str, settings: dict[str, Any]):
+    settings = dict(settings)
+    tree = settings.pop("tree", None)
+    return chosen_method(bundle, name, None if tree is None else str(tree), settings)

@@ -1,0 +1,135 @@
+"""The command that makes the paper's tables and figures: paper."""
+
+import dataclasses
+import pathlib
+import warnings
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from cascade_jax import console
+from cascade_jax.scale_commands import at_least_one, check_prompts, check_seed, referee_for
+
+_OWN = "(default: the table's)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Paper:
+    """Make a table or figure of the paper with a model, beside the paper's own numbers; it goes on where it stopped."""
+
+    what: Annotated[Positional[str], arg(metavar="table1|table2|table3a|table3b|figure3|figure4|figure8|...")]
+    """table1, table2, table3a, table3b, figure3, figure4, figure8, figure9 (and 10), figure13 or figure14"""
+    model: Annotated[str, arg(metavar="MODEL")] = "scenes"
+    """scenes, or the folder of a converted model"""
+    drafters: Annotated[tuple[str, ...], arg(metavar="NAME=DIR...", help_behavior_hint="")] = ()
+    """table2, table3a: folders of the same model with other drafters; table2 has the paper's numbers for the names
+    standard and ours"""
+    captions: Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="(default: random scenes)")] = None
+    """MS-COCO's .json, PartiPrompts' .tsv, .jsonl with a text a line, or a text file with a caption a line"""
+    count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all of the file's, or a few)")] = None
+    """captions, from the first on; what shares a folder has the same"""
+    timed: Annotated[int, arg(metavar="N")] = 4
+    """captions that are drawn one at a time as well, the methods in turns, to measure times"""
+    batch: Annotated[int, arg(metavar="N")] = 16
+    """pictures drawn at once"""
+    seed: Annotated[int, arg(metavar="N")] = 0
+    """of random scenes and pictures"""
+    tau_pos: Annotated[float | None, arg(metavar="X", help_behavior_hint=_OWN)] = None
+    """cascade: least cosine of interchangeable siblings"""
+    tau_seq: Annotated[float | None, arg(metavar="X", help_behavior_hint=_OWN)] = None
+    """cascade: least cosine of a token and its converging children"""
+    budget: Annotated[float | None, arg(metavar="X", help_behavior_hint=_OWN)] = None
+    """cascade: the most that a step may charge to its ledger"""
+    out: Annotated[pathlib.Path, arg(metavar="DIR")] = pathlib.Path("paper")
+    """receives WHAT.md, WHAT.json and pictures; what methods draw goes to its folder run, which all tables share"""
+    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
+    """of scenes: a run of `scenes train judge`"""
+    clip: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """a converted CLIP: score pictures against their captions"""
+    inception: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """a converted Inception: measure FID; needs --reference"""
+    reference: Annotated[pathlib.Path | None, arg(metavar="DIR|NPZ", help_behavior_hint="")] = None
+    """pictures that FID is measured against, or their statistics"""
+    square: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as they are)")] = None
+    """cut the reference's pictures to the square in their middle, N pixels a side"""
+
+    def run(self, command: str) -> None:
+        with console.bad_input():
+            self._check()
+            from cascade_jax import pipeline
+            from cascade_jax.evaluation import captions, clip_score, fid, files, paper
+
+            if self.what not in paper.WHAT:
+                raise ValueError(f"unknown table or figure {self.what!r}; known: {', '.join(paper.WHAT)}")
+            folders = parse_drafters(self.drafters)
+            if folders and self.what not in paper.WITH_DRAFTERS:
+                raise ValueError(f"{self.what} takes no other drafters; {' and '.join(paper.WITH_DRAFTERS)} do")
+            if not folders and self.what in paper.WITH_DRAFTERS:
+                raise ValueError(f"{self.what} compares drafters: give others with --drafters NAME=DIR")
+            for place in (self.model, *folders.values()):
+                pipeline.folder(place)
+            files.check_folder(self.out)
+            given = None if self.captions is None else captions.read(self.captions, self.count)
+        console.set_up()
+        with console.bad_input():
+            scorer = None if self.clip is None else clip_score.load(self.clip)
+            network = None if self.inception is None else fid.load(self.inception)
+            bundle = pipeline.load(self.model)
+            if given is None:
+                if bundle.config.text != "scenes":
+                    raise ValueError("this model has no captions of its own: give --captions FILE")
+                given = captions.read("scenes", self.count or paper.COUNTS.get(self.what, 64), self.seed)
+            if bundle.config.text != "t5":  # which reads everything, and takes long
+                check_prompts(bundle, [caption.text for caption in given])
+            drafters = {name: paper.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
+            wanted = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}
+            lab = paper.Lab(
+                bundle, given, self.out, drafters, {name: x for name, x in wanted.items() if x is not None},
+                parti=self.captions is not None and self.captions.suffix.lower() == ".tsv", seed=self.seed,
+                batch=self.batch, timed=self.timed,
+                referee=referee_for(bundle, self.judge) if self.what not in paper.UNJUDGED else None, clip=scorer,
+            )  # fmt: skip
+        with console.bar("") as progress, console.bad_input(), warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", fid.FewPictures)
+            say = lambda what, done, total: progress(done, total, what)
+            distance = None
+            if network is not None:
+                kept, told = self.out / "reference.npz", lambda done, total: say("the reference", done, total)
+                statistics = fid.reference(network, self.reference, square=self.square, keep=kept, progress=told)
+                distance = fid.Distance(network, statistics)
+            lab = dataclasses.replace(lab, fid=distance, progress=say)
+            result = paper.WHAT[self.what](lab)
+        written = paper.write(lab, result, command)
+        if result.rows:
+            print(paper.markdown(lab, result, command))
+        for text in dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, fid.FewPictures)):
+            console.say(text)
+        print(f"written to {self.out}: {', '.join(written)}")
+
+    def _check(self) -> None:
+        for name in ("count", "batch", "square"):
+            at_least_one(name, getattr(self, name))
+        if self.timed < 0:
+            raise ValueError(f"timed must be at least 0, not {self.timed}")
+        check_seed(self.seed)
+        if (self.inception is None) != (self.reference is None):
+            raise ValueError("FID needs both --inception and --reference")
+        if self.square is not None and self.reference is None:
+            raise ValueError("--square is about the pictures of --reference")
+
+
+def parse_drafters(texts: tuple[str, ...]) -> dict[str, pathlib.Path]:
+    """Folders of models by name, of texts such as "ours=run/model".
+
+    Raises:
+      ValueError: if one is none, or a name comes twice.
+    """
+    found: dict[str, pathlib.Path] = {}
+    for text in texts:
+        name, equals, place = text.partition("=")
+        if not (name and equals and place):
+            raise ValueError(f"drafters are NAME=DIR, not {text!r}")
+        if name in found:
+            raise ValueError(f"two drafters are called {name}")
+        found[name] = pathlib.Path(place)
+    return found
