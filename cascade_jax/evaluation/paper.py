@@ -228,6 +228,7 @@ def figure_13(lab: Lab) -> Result:
     pages = {}
     for ledger in ("nominal", "coupled"):
         own = [row for row in measured if row["title"] == "ar" or row["title"].startswith(ledger)]
+        own = [row | {"title": row["title"].removeprefix(f"{ledger} ")} for row in own]
         pages["figure13.png" if ledger == "nominal" else "figure13-coupled.png"] = _picture_grid(lab, own)
     values = ", ".join(f"{alpha:g} at {budget:g}" for budget, alpha in paper.FIGURE_13.items())
     notes = [f"The paper, for one picture of {paper.LLAMAGEN} at thresholds 0.8, 0.5: alpha {values}."]

@@ -225,7 +225,7 @@ def figure(result: dict[str, Any], *, curves: Sequence[Sequence[dict[str, Any]]]
     """Quality over speed, as a matplotlib figure.
 
     Args:
-      curves: points to be joined by a line each.
+      curves: points to be joined by a line each, with their thresholds beside them.
       speed: "step_speedup", the reduction of target steps, or "speedup".
     """
     from matplotlib.figure import Figure  # slow to import
@@ -257,6 +257,9 @@ def figure(result: dict[str, Any], *, curves: Sequence[Sequence[dict[str, Any]]]
         for own in curves:
             kind = own[0]["tree"], own[0]["settings"]["ledger"]
             axes.plot([p[speed] for p in own], [p[key] for p in own], color=f"C{kinds.index(kind) % 10}", linewidth=1)
+            for p in own:
+                taus = f"{p['settings']['tau_pos']:g}, {p['settings']['tau_seq']:g}"
+                axes.annotate(taus, (p[speed], p[key]), (4, -9), textcoords="offset points", fontsize=6, color="grey")
         if result["chosen"]:
             spot = result["chosen"][speed], result["chosen"][key]
             axes.scatter(*spot, marker="*", s=190, facecolors="none", edgecolors="red", label="chosen")
