@@ -91,7 +91,17 @@ def test_autoregressive_greedy_decoding_takes_the_argmax_of_a_plain_forward_pass
     assert_complete(autoregressive)
 
 
-@pytest.mark.parametrize("tree", [SMALL, trees.chain(3), trees.full(3, 2), trees.EAGLE_25, DYNAMIC], ids=str)
+@pytest.mark.parametrize(
+    "tree",
+    [
+        pytest.param(SMALL, marks=pytest.mark.slow),
+        trees.chain(3),
+        pytest.param(trees.full(3, 2), marks=pytest.mark.slow),
+        trees.EAGLE_25,
+        DYNAMIC,
+    ],
+    ids=str,
+)
 def test_strict_greedy_decoding_is_the_autoregressive_sequence_on_any_tree(tiny, autoregressive, tree):
     state = tiny.generate(tree, GREEDY)
     np.testing.assert_array_equal(tokens(state), tokens(autoregressive))

@@ -7,7 +7,6 @@ import re
 import pytest
 
 NOTEBOOKS = sorted((pathlib.Path(__file__).parents[1] / "notebooks").glob("*.ipynb"))
-QUICK = {"1_quickstart"}
 
 
 def cells(file: pathlib.Path) -> list[dict]:
@@ -47,16 +46,12 @@ def test_links_of_a_notebook_lead_somewhere(file):
         assert target.startswith("https://") or (file.parent / target).exists(), target
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(file, marks=[] if file.stem in QUICK else pytest.mark.slow, id=file.stem) for file in NOTEBOOKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)
 def test_a_notebook_runs(file, tmp_path, monkeypatch):
     """In a process of its own, in the folder where it lies."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    if file.stem in QUICK:
-        monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiling is what takes the time
     notebook = nbformat.read(file, as_version=4)
     where = {"metadata": {"path": str(file.parent)}}
     nbclient.NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=where).execute()

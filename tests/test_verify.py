@@ -427,8 +427,14 @@ def adversarial_step(rule, table):
     return *total_variation(counts, law), float(coupled), float(diverged)
 
 
-@pytest.mark.parametrize("table", ADVERSARIAL)
-@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        pytest.param(name, table, marks=[] if "cascade" in name or table == "averse" else pytest.mark.slow)
+        for name in BOUNDED
+        for table in ADVERSARIAL
+    ],
+)
 def test_the_coupled_budget_bounds_total_variation(name, table):
     for budget in (0.02, 0.25):
         distance, error, coupled, diverged = adversarial_step(BOUNDED[name](budget), table)
