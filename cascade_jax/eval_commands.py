@@ -25,6 +25,59 @@ _ALONE = Processes()
 
 
 @dataclasses.dataclass(frozen=True)
+class Metrics:
+    """What pictures are measured with."""
+
+    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
+    """of scenes: a run of `scenes train judge`"""
+    clip: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """a converted CLIP: score pictures against their captions"""
+    inception: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    """a converted Inception: measure FID; needs --reference"""
+    reference: Annotated[pathlib.Path | None, arg(metavar="DIR|NPZ", help_behavior_hint="")] = None
+    """pictures that FID is measured against, or their statistics, ours or pytorch-fid's"""
+    square: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as they are)")] = None
+    """cut the reference's pictures to the square in their middle, N pixels a side"""
+
+    def check(self) -> None:
+        """Raises a ValueError unless the flags fit together."""
+        at_least_one("square", self.square)
+        if (self.inception is None) != (self.reference is None):
+            raise ValueError("FID needs both --inception and --reference")
+        if self.square is not None and self.reference is None:
+            raise ValueError("--square is about the pictures of --reference")
+
+    def networks(self) -> tuple[Any, Any]:
+        """CLIP's scorer and the Inception network; None for what was not asked for.
+
+        Raises:
+          ValueError: if a folder holds another network.
+        """
+        from cascade_jax.evaluation import clip_score, fid
+
+        return self.clip and clip_score.load(self.clip), self.inception and fid.load(self.inception)
+
+    def distance(self, network, folder: pathlib.Path, say):
+        """FID's distance to the reference, whose statistics are kept in `folder`; None without a network.
+
+        Raises:
+          ValueError: if the reference is unusable.
+        """
+        from cascade_jax.evaluation import fid
+
+        if network is None:
+            return None
+        told = lambda done, total: say("features of the reference", done, total)
+        kept = folder / "reference.npz"
+        return fid.Distance(
+            network, fid.reference(network, self.reference, square=self.square, keep=kept, progress=told)
+        )
+
+
+_USUAL = Metrics()
+
+
+@dataclasses.dataclass(frozen=True)
 class Eval:
     """Draw captions by several methods and measure speed and quality; started again, it goes on where it stopped."""
 
@@ -46,16 +99,7 @@ class Eval:
     """temperature, top_k, top_p, guidance"""
     out: Annotated[pathlib.Path, arg(metavar="DIR")] = pathlib.Path("evaluation")
     """the run folder: pictures and records of every method, report.json, report.md, report.html"""
-    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
-    """of scenes: a run of `scenes train judge`"""
-    clip: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """a converted CLIP: score pictures against their captions"""
-    inception: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """a converted Inception: measure FID; needs --reference"""
-    reference: Annotated[pathlib.Path | None, arg(metavar="DIR|NPZ", help_behavior_hint="")] = None
-    """pictures that FID is measured against, or their statistics, ours or pytorch-fid's"""
-    square: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as they are)")] = None
-    """cut the reference's pictures to the square in their middle, N pixels a side"""
+    metrics: OmitArgPrefixes[Metrics] = _USUAL
     mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
     """divide a process's pictures over D and the model over M of its devices"""
     shared: OmitArgPrefixes[Processes] = _ALONE
@@ -66,7 +110,7 @@ class Eval:
             from cascade_jax import mesh as meshes
             from cascade_jax import methods as by_name
             from cascade_jax import pipeline
-            from cascade_jax.evaluation import captions, clip_score, compare, fid, files, jobs, report, run
+            from cascade_jax.evaluation import captions, compare, fid, files, jobs, report, run
 
             wanted = parse_methods(self.methods)
             for name, _ in wanted.values():
@@ -80,8 +124,7 @@ class Eval:
             own, processes = self.shared.join()
         console.set_up()
         with console.bad_input():
-            scorer = None if self.clip is None else clip_score.load(self.clip)
-            network = None if self.inception is None else fid.load(self.inception)
+            scorer, network = self.metrics.networks()
             mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
             bundle = pipeline.load(self.model, **mesh)
             if given is None:
@@ -94,18 +137,12 @@ class Eval:
             settings = sampling_settings(bundle, settings)
             sampling = sampling_of(settings)
             chosen = {label: _method(bundle, name, own_settings) for label, (name, own_settings) in wanted.items()}
-            referee = referee_for(bundle, self.judge)
+            referee = referee_for(bundle, self.metrics.judge)
             run.settle(bundle, chosen, given, self.out, seed=self.seed, sampling=sampling, judged=referee is not None)
         with console.CompileClock() as compiling, console.bar("") as progress:
             say = lambda what, done, total: progress(done, total, what)
-            distance = None
-            if network is not None and own == 0:
-                told = lambda done, total: say("features of the reference", done, total)
-                with console.bad_input():
-                    reference = fid.reference(
-                        network, self.reference, square=self.square, keep=self.out / "reference.npz", progress=told
-                    )
-                distance = fid.Distance(network, reference)
+            with console.bad_input():
+                distance = None if own else self.metrics.distance(network, self.out, say)
             drawn = run.draw(
                 bundle, chosen, given, self.out, seed=self.seed, batch=self.batch, timed=self.timed, sampling=sampling,
                 judged=referee, part=(own, processes), progress=say,
@@ -134,16 +171,13 @@ class Eval:
         print(f"written to {self.out}: report.json, report.md, report.html, and pictures and records of every method")
 
     def _check(self) -> None:
-        for name in ("count", "batch", "square"):
+        for name in ("count", "batch"):
             at_least_one(name, getattr(self, name))
         if self.timed < 0:
             raise ValueError(f"timed must be at least 0, not {self.timed}")
         check_seed(self.seed)
         self.shared.check()
-        if (self.inception is None) != (self.reference is None):
-            raise ValueError("FID needs both --inception and --reference")
-        if self.square is not None and self.reference is None:
-            raise ValueError("--square is about the pictures of --reference")
+        self.metrics.check()
 
 
 def parse_methods(texts: tuple[str, ...]) -> dict[str, tuple[str, dict[str, Any]]]:

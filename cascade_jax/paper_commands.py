@@ -5,11 +5,13 @@ import pathlib
 import warnings
 from typing import Annotated
 
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from cascade_jax import console
+from cascade_jax.eval_commands import Metrics
 from cascade_jax.scale_commands import at_least_one, check_prompts, check_seed, referee_for
 
+_USUAL = Metrics()
 _OWN = "(default: the table's)"
 
 
@@ -42,22 +44,13 @@ class Paper:
     """cascade: the most that a step may charge to its ledger"""
     out: Annotated[pathlib.Path, arg(metavar="DIR")] = pathlib.Path("paper")
     """receives WHAT.md, WHAT.json and pictures; what methods draw goes to its folder run, which all tables share"""
-    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
-    """of scenes: a run of `scenes train judge`"""
-    clip: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """a converted CLIP: score pictures against their captions"""
-    inception: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """a converted Inception: measure FID; needs --reference"""
-    reference: Annotated[pathlib.Path | None, arg(metavar="DIR|NPZ", help_behavior_hint="")] = None
-    """pictures that FID is measured against, or their statistics"""
-    square: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as they are)")] = None
-    """cut the reference's pictures to the square in their middle, N pixels a side"""
+    metrics: OmitArgPrefixes[Metrics] = _USUAL
 
     def run(self, command: str) -> None:
         with console.bad_input():
             self._check()
             from cascade_jax import pipeline
-            from cascade_jax.evaluation import captions, clip_score, fid, files, paper
+            from cascade_jax.evaluation import captions, fid, files, paper
 
             if self.what not in paper.WHAT:
                 raise ValueError(f"unknown table or figure {self.what!r}; known: {', '.join(paper.WHAT)}")
@@ -72,8 +65,7 @@ class Paper:
             given = None if self.captions is None else captions.read(self.captions, self.count)
         console.set_up()
         with console.bad_input():
-            scorer = None if self.clip is None else clip_score.load(self.clip)
-            network = None if self.inception is None else fid.load(self.inception)
+            scorer, network = self.metrics.networks()
             bundle = pipeline.load(self.model)
             if given is None:
                 if bundle.config.text != "scenes":
@@ -87,16 +79,12 @@ class Paper:
                 bundle, given, self.out, drafters, {name: x for name, x in wanted.items() if x is not None},
                 parti=self.captions is not None and self.captions.suffix.lower() == ".tsv", seed=self.seed,
                 batch=self.batch, timed=self.timed,
-                referee=referee_for(bundle, self.judge) if self.what not in paper.UNJUDGED else None, clip=scorer,
+                referee=None if self.what in paper.UNJUDGED else referee_for(bundle, self.metrics.judge), clip=scorer,
             )  # fmt: skip
         with console.bar("") as progress, console.bad_input(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", fid.FewPictures)
             say = lambda what, done, total: progress(done, total, what)
-            distance = None
-            if network is not None:
-                kept, told = self.out / "reference.npz", lambda done, total: say("the reference", done, total)
-                statistics = fid.reference(network, self.reference, square=self.square, keep=kept, progress=told)
-                distance = fid.Distance(network, statistics)
+            distance = self.metrics.distance(network, self.out, say)
             lab = dataclasses.replace(lab, fid=distance, progress=say)
             result = paper.WHAT[self.what](lab)
         written = paper.write(lab, result, command)
@@ -107,15 +95,12 @@ class Paper:
         print(f"written to {self.out}: {', '.join(written)}")
 
     def _check(self) -> None:
-        for name in ("count", "batch", "square"):
+        for name in ("count", "batch"):
             at_least_one(name, getattr(self, name))
         if self.timed < 0:
             raise ValueError(f"timed must be at least 0, not {self.timed}")
         check_seed(self.seed)
-        if (self.inception is None) != (self.reference is None):
-            raise ValueError("FID needs both --inception and --reference")
-        if self.square is not None and self.reference is None:
-            raise ValueError("--square is about the pictures of --reference")
+        self.metrics.check()
 
 
 def parse_drafters(texts: tuple[str, ...]) -> dict[str, pathlib.Path]:
