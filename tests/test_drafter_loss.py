@@ -105,7 +105,7 @@ def _softmax(x):
 
 
 def _expected(case, objective):
-    """The loss in NumPy, from the drafter's estimates."""
+    """The loss in NumPy, from the drafter's estimates; and the share of positions that weigh more."""
     target, drafter = nnx.merge(case.graphs.target, case.target), nnx.merge(case.graphs.drafter, case.params)
     kept, tokens = np.asarray(case.batch["features"]), case.batch["tokens"]
     guided = objective.guidance is not None
@@ -129,7 +129,7 @@ def _expected(case, objective):
 
     true = features[:, PREFIX:]  # yields the second token and those behind it
     cosine = lambda a, b: a @ b / np.linalg.norm(a) / np.linalg.norm(b)
-    total = 0.0
+    total, converged = 0.0, []
     for i in range(objective.unroll):
         soft, hard, count = 0.0, 0.0, 0
         estimate = np.asarray(estimates[i])[:, PREFIX - 1 : PREFIX - 1 + LENGTH - 1 - i]
@@ -139,6 +139,7 @@ def _expected(case, objective):
                 here = true[row, i + k]
                 ahead = i + k + 1 < LENGTH - 1 and cosine(here, true[row, i + k + 1]) >= objective.tau_seq
                 weight = objective.convergence_weight if ahead else 1.0
+                converged += [ahead] * (i == 0)
                 soft -= weight * np.sum(q[row, k] * np.log(p[row, k]))
                 hard -= np.log(p[row, k, tokens[row, 1 + i + k]])
                 count += 1
@@ -146,7 +147,7 @@ def _expected(case, objective):
         feature = np.mean(np.where(error < 1, 0.5 * error**2, error - 0.5))
         step = (objective.soft * soft + objective.hard * hard) / count + objective.feature * feature
         total += objective.unroll_decay**i * step
-    return total
+    return total, np.mean(converged)
 
 
 OBJECTIVES = {
@@ -163,7 +164,9 @@ OBJECTIVES = {
 def test_the_loss_is_the_papers(case, kind):
     for objective in OBJECTIVES[kind]:
         got, metrics = case.loss(objective)
-        np.testing.assert_allclose(got, _expected(case, objective), rtol=2e-5)
+        expected, converged = _expected(case, objective)
+        np.testing.assert_allclose(got, expected, rtol=2e-5)
+        np.testing.assert_allclose(metrics["converged"], converged, rtol=1e-6)
         assert 0 < metrics["acceptance"] < 1
         assert metrics["top1"] <= metrics["top2"] <= metrics["top3"]
 
@@ -178,7 +181,7 @@ def test_a_weight_of_one_is_exactly_the_standard_drafter(case, kind):
     objective = OBJECTIVES[kind][0]
     standard = dataclasses.replace(objective, convergence_weight=1.0)
     loss = case.loss(standard)[0]
-    np.testing.assert_allclose(loss, _expected(case, standard), rtol=2e-5)
+    np.testing.assert_allclose(loss, _expected(case, standard)[0], rtol=2e-5)
     # a threshold that nothing reaches: another program, whose weights are all 1, up to float32's rounding
     np.testing.assert_allclose(case.loss(dataclasses.replace(objective, tau_seq=2.0))[0], loss, rtol=1e-6)
     assert case.loss(objective)[0] > loss  # features of these tokens do converge somewhere

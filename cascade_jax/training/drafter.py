@@ -235,6 +235,8 @@ def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.A
         total += weight * sum(getattr(objective, name) * value for name, value in found.items())
         if i == 0:
             metrics |= {**found, **figures}
+            if objective.convergence_weight != 1:
+                metrics["converged"] = jnp.mean((weights != 1).astype(jnp.float32))
         else:
             metrics[f"acceptance{i + 1}"] = figures["acceptance"]
     return total, jax.lax.stop_gradient(metrics)
