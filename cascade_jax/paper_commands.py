@@ -25,7 +25,7 @@ class Paper:
     """scenes, or the folder of a converted model"""
     drafters: Annotated[tuple[str, ...], arg(metavar="NAME=DIR...", help_behavior_hint="")] = ()
     """table2, table3a: folders of the same model with other drafters; table2 has the paper's numbers for the names
-    standard and ours"""
+    standard and ours; one name for several folders is several runs, and gives their mean and spread"""
     captions: Annotated[pathlib.Path | None, arg(metavar="FILE", help_behavior_hint="(default: random scenes)")] = None
     """MS-COCO's .json, PartiPrompts' .tsv, .jsonl with a text a line, or a text file with a caption a line"""
     count: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: all of the file's, or a few)")] = None
@@ -104,17 +104,19 @@ class Paper:
 
 
 def parse_drafters(texts: tuple[str, ...]) -> dict[str, pathlib.Path]:
-    """Folders of models by name, of texts such as "ours=run/model".
+    """Folders of models by name, of texts such as "ours=run/model"; a name that comes again gets numbers, "ours#1".
 
     Raises:
-      ValueError: if one is none, or a name comes twice.
+      ValueError: if one is none.
     """
-    found: dict[str, pathlib.Path] = {}
+    found: dict[str, list[pathlib.Path]] = {}
     for text in texts:
         name, equals, place = text.partition("=")
-        if not (name and equals and place):
+        if not (name and equals and place) or "#" in name:
             raise ValueError(f"drafters are NAME=DIR, not {text!r}")
-        if name in found:
-            raise ValueError(f"two drafters are called {name}")
-        found[name] = pathlib.Path(place)
-    return found
+        found.setdefault(name, []).append(pathlib.Path(place))
+    return {
+        name if len(places) == 1 else f"{name}#{number}": place
+        for name, places in found.items()
+        for number, place in enumerate(places, 1)
+    }

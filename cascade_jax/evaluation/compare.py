@@ -313,14 +313,20 @@ _MEANINGS = {
 
 
 def rows(report: dict[str, Any]) -> list[list[str]]:
-    """The report's table as text: a head, then a row for every method."""
+    """The report's table as text: a head, then a row for every method, with the `spread` that figures may have."""
     methods = report["methods"]
     shown = [column for column in _COLUMNS if any(figures.get(column[1]) is not None for figures in methods.values())]
     table = [["method", "tree", *(title for title, _, _ in shown)]]
     for name, figures in methods.items():
-        cells = ["–" if figures.get(key) is None else form.format(figures[key]) for _, key, form in shown]
-        table.append([name, _short(figures["tree"]), *cells])
+        table.append([name, _short(figures["tree"]), *(_cell(figures, key, form) for _, key, form in shown)])
     return table
+
+
+def _cell(figures: dict[str, Any], key: str, form: str) -> str:
+    if figures.get(key) is None:
+        return "–"
+    spread = figures.get("spread", {}).get(key)
+    return form.format(figures[key]) + (f" ± {form.format(spread)}" if spread is not None else "")
 
 
 def table(report: dict[str, Any]) -> Table:

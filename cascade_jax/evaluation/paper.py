@@ -34,6 +34,7 @@ from cascade_jax.sampling import Sampling
 
 RUN = "run"  # the run folder, in the folder of the results
 STANDARD, OURS = "standard", "ours"  # table 2's drafters; unless one has that name, the model's own is the standard one
+RUN_MARK = "#"  # "ours#2" is the second drafter that was trained as "ours"
 OFF = 2.0  # a threshold that no cosine reaches
 SWEEP = {"tau_pos": (0.7, 0.8, 0.9, 0.95), "tau_seq": (0.5, 0.75, 0.9)}
 BUDGETS = (0.0005, 0.001, 0.01, 0.1, 0.5)
@@ -48,7 +49,7 @@ class Lab:
       bundle: the model.
       captions: of the pictures.
       folder: receives the results.
-      drafters: the same model with other drafters, by name.
+      drafters: the same model with other drafters, by name; "NAME#1", "NAME#2" ... are trained alike.
       thresholds: of cascade, in place of a table's own: "tau_pos", "tau_seq", "budget".
       parti: whether the captions are PartiPrompts, to hold against the paper's numbers for these.
       seed, batch, timed, sampling, referee, clip, fid, progress: as of `run.evaluate`.
@@ -86,12 +87,16 @@ class Lab:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A method under a title, on a drafter ("" for the model's own), and the paper's numbers for it."""
+    """A method under a title, on a drafter ("" for the model's own), and the paper's numbers for it.
+
+    Rows of one `group` differ in the run that their drafter is from, and in nothing else; "" is a group of its own.
+    """
 
     title: str
     method: Method
     drafter: str = ""
     paper: Numbers | None = None
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +107,8 @@ class Result:
       name: of its files.
       title: in words.
       content: what JSON holds.
-      rows: what was measured: {"title", "label", "drafter", "figures", "paper"} each; none for figures without methods.
+      rows: what was measured: {"title", "group", "label", "drafter", "figures", "paper"} each; none for figures
+        without methods.
       notes: sentences below the table.
       pages: pictures by the names of their files, of PIL or matplotlib.
     """
@@ -130,15 +136,16 @@ def table_1(lab: Lab) -> Result:
 def table_2(lab: Lab) -> Result:
     """Methods on the standard drafter and on others, such as the paper's own (`OURS`)."""
     _need_drafters(lab, f"{OURS}=DIR for one trained with --convergence-weight 2")
-    drafters = {STANDARD: ""} | {name: name for name in lab.drafters}
+    own = {} if STANDARD in map(_kind, lab.drafters) else {STANDARD: ""}
+    drafters = own | {name: name for name in lab.drafters}
     taus = dict(zip(("tau_pos", "tau_seq"), paper.TABLE_2_THRESHOLDS)) | _RULE | dict(lab.thresholds)
     rows = [Row("ar", _method(lab, "ar"))]
     for name in ("eagle", "lantern++", "gsd", "cascade"):
         for title, drafter in drafters.items():
             own = taus if name == "cascade" else {}
             chosen = by_name.method(name, lab.drafters.get(drafter, lab.bundle), **own)
-            known = paper.TABLE_2.get((name, title)) if lab.model == paper.LLAMAGEN and not lab.parti else None
-            rows.append(Row(f"{name}, {title}", chosen, drafter, known))
+            known = paper.TABLE_2.get((name, _kind(title))) if lab.model == paper.LLAMAGEN and not lab.parti else None
+            rows.append(Row(f"{name}, {title}", chosen, drafter, known, f"{name}, {_kind(title)}"))
     return _tabled(lab, "table2", "Table 2: comparison of drafters", rows, f"table 2, {paper.LLAMAGEN}, {paper.COCO}")
 
 
@@ -152,9 +159,11 @@ def table_3a(lab: Lab) -> Result:
             own = {}
             if name == "cascade":
                 own = _published(lab) | {"tau_pos": paper.TABLE_3A_TAU_POS} | _RULE | dict(lab.thresholds)
-            title = name if len(lab.drafters) == 1 else f"{name}, {drafter}"
+            title, group = f"{name}, {drafter}", f"{name}, {_kind(drafter)}"
+            if len(lab.drafters) == 1:
+                title = group = name
             known = paper.TABLE_3A[name] if third else None
-            rows.append(Row(title, by_name.method(name, bundle, **own), drafter, known))
+            rows.append(Row(title, by_name.method(name, bundle, **own), drafter, known, group))
     title = "Table 3 (a): performance with other drafters"
     return _tabled(lab, "table3a", title, rows, f"table 3 (a), EAGLE-3 drafter, {paper.LLAMAGEN}, {paper.PARTI}")
 
@@ -324,7 +333,7 @@ def label_of(row: Row) -> str:
         taus = ("off" if settings[tau] > 1 else f"{settings[tau]:g}" for tau in ("tau_pos", "tau_seq"))
         words = [name, *taus, f"{settings['budget']:g}", settings["ledger"]]
         name = "-".join([*words, "next"] if settings["mass"] == "next" else words)
-    return f"{row.drafter}-{name}" if row.drafter and name != "ar" else name
+    return f"{row.drafter.replace(RUN_MARK, '-')}-{name}" if row.drafter and name != "ar" else name
 
 
 def measure(lab: Lab, rows: Sequence[Row], timed: int | None = None) -> list[dict[str, Any]]:
@@ -346,6 +355,7 @@ def measure(lab: Lab, rows: Sequence[Row], timed: int | None = None) -> list[dic
     return [
         {
             "title": row.title,
+            "group": row.group or row.title,
             "label": label_of(row),
             "drafter": row.drafter,
             "figures": found[label_of(row)],
@@ -353,6 +363,26 @@ def measure(lab: Lab, rows: Sequence[Row], timed: int | None = None) -> list[dic
         }
         for row in rows
     ]
+
+
+def over_runs(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Measured rows, those of a group as one: `figures` are means over the runs, with their standard deviations as
+    `spread`, of `runs` runs."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["group"], []).append(row)
+    merged = []
+    for group, each in groups.items():
+        figures = dict(each[0]["figures"])
+        if len(each) > 1:
+            runs = [row["figures"] for row in each]
+            keys = [key for key, value in figures.items() if isinstance(value, float) and None not in
+                    [run[key] for run in runs]]  # fmt: skip
+            figures |= {key: float(np.mean([run[key] for run in runs])) for key in keys}
+            figures["spread"] = {key: float(np.std([run[key] for run in runs], ddof=1)) for key in keys}
+            figures["intervals"] = {}
+        merged.append({**each[0], "title": group, "figures": figures, "runs": len(each)})
+    return merged
 
 
 def orders(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -376,14 +406,12 @@ def markdown(lab: Lab, result: Result, command: str) -> str:
     """A result as Markdown."""
     lines = [f"# {result.title}", "", f"    {command}", ""]
     if result.rows:
-        head, *body = compare.rows({"methods": {row["title"]: row["figures"] for row in result.rows}})
-        known = [row["paper"] or {} for row in result.rows]
-        for key, form in (("speedup", "{:.1f}x"), ("alpha", "{:.1f}"), ("fid", "{:.1f}"), ("clip", "{:.2f}")):
-            if any(own.get(key) is not None for own in known):
-                head.append(f"paper: {key if key in ('speedup', 'alpha') else key.upper()}")
-                for cells, own in zip(body, known):
-                    cells.append("–" if own.get(key) is None else form.format(own[key]))
-        lines += [*compare.markdown_table(head, body), ""]
+        merged = over_runs(result.rows)
+        lines += [*_markdown_table(merged), ""]
+        if len(merged) < len(result.rows):
+            runs = max(row["runs"] for row in merged)
+            lines += [f"Means over drafters of {runs} runs, ± their standard deviation. Every run:", ""]
+            lines += [*_markdown_table(result.rows), ""]
     lines += [f"![{result.title}]({name})\n" for name in result.pages]
     lines += [f"{note}\n" for note in result.notes]
     count, timed, device = len(lab.captions), "", compare.machine()["device"]
@@ -391,6 +419,17 @@ def markdown(lab: Lab, result: Result, command: str) -> str:
         timed = f" Times are medians over {min(lab.timed, count)} of them at batch 1, the methods in turns."
     lines.append(f"Measured on {device}: {count} pictures{' a row' if result.rows else ''}, seed {lab.seed}.{timed}")
     return "\n".join(lines) + "\n"
+
+
+def _markdown_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    head, *body = compare.rows({"methods": {row["title"]: row["figures"] for row in rows}})
+    known = [row["paper"] or {} for row in rows]
+    for key, form in (("speedup", "{:.1f}x"), ("alpha", "{:.1f}"), ("fid", "{:.1f}"), ("clip", "{:.2f}")):
+        if any(own.get(key) is not None for own in known):
+            head.append(f"paper: {key if key in ('speedup', 'alpha') else key.upper()}")
+            for cells, own in zip(body, known):
+                cells.append("–" if own.get(key) is None else form.format(own[key]))
+    return compare.markdown_table(head, body)
 
 
 def write(lab: Lab, result: Result, command: str) -> list[str]:
@@ -413,11 +452,17 @@ def write(lab: Lab, result: Result, command: str) -> list[str]:
 
 def _tabled(lab: Lab, name: str, title: str, rows: Sequence[Row], source: str) -> Result:
     measured = measure(lab, rows)
-    notes = orders(measured)
+    merged = over_runs(measured)
+    notes = orders(merged)
     if any(row.paper is not None for row in rows):
         notes.append(f"The paper's numbers: {source}, with its weights and on its hardware.")
-    content = {"source": source}
+    content = {"source": source} | ({"over_runs": merged} if len(merged) < len(measured) else {})
     return Result(name, title, content, measured, notes)
+
+
+def _kind(drafter: str) -> str:
+    """What drafters that were trained alike have in common in their names."""
+    return drafter.partition(RUN_MARK)[0]
 
 
 def _method(lab: Lab, name: str) -> Method:
