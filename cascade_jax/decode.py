@@ -19,6 +19,7 @@ import numpy as np
 from flax import nnx, struct
 
 from cascade_jax import cache as kv
+from cascade_jax import mesh
 from cascade_jax import sampling as warping
 from cascade_jax.acceptance import Rule
 from cascade_jax.cache import Context, Segment
@@ -190,16 +191,19 @@ def watched_step(
 def run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit=None) -> DecodeState:
     """Steps until every sequence is complete, or `limit` more steps were taken (traced; None for no limit)."""
 
-    def unfinished(carry):
-        taken, state = carry
-        go = jnp.any(state.count < program.length)
-        return go if limit is None else go & (taken < limit)
+    def unfinished(state):
+        return mesh.anywhere(jnp.any(state.count < program.length))
+
+    def go(carry):
+        taken, more, _ = carry
+        return more if limit is None else more & (taken < limit)
 
     def body(carry):
-        taken, state = carry
-        return taken + 1, step(program, params, state, rule, sampling)
+        taken, _, state = carry
+        state = step(program, params, state, rule, sampling)
+        return taken + 1, unfinished(state), state
 
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), state))[1]
+    return jax.lax.while_loop(go, body, (jnp.int32(0), unfinished(state), state))[2]
 
 
 def generate(program: Program, params, prefix: Prefix, keys: jax.Array, rule: Rule, sampling: Sampling) -> DecodeState:

@@ -65,6 +65,17 @@ def on_each(function, x: jax.Array, outputs: int):
     return jax.shard_map(function, in_specs=spec, out_specs=(spec,) * outputs, axis_names={MODEL}, check_vma=False)(x)
 
 
+def anywhere(flag: jax.Array) -> jax.Array:
+    """Whether `flag`, bool [], holds on any row of devices, for rows that take the same number of steps.
+
+    They have to where a network is divided: XLA may turn what a row exchanges into one collective of all devices, and
+    a row that takes part once more than another would wait for ever (on CPUs it does).
+    """
+    if shards() == 1 or DATA not in jax.sharding.get_abstract_mesh().manual_axes:
+        return flag
+    return jax.lax.pmax(flag.astype(jax.numpy.int32), DATA) > 0
+
+
 def whole(x: jax.Array) -> jax.Array:
     """`x`, all of it on every device of `model`."""
     return x if shards() == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec())

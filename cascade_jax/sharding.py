@@ -5,7 +5,8 @@ matrices are divided by columns and its second ones by rows, so that attention a
 each. A cache lies where its heads are. The head is divided over the vocabulary, and so are logits and what is made of
 them.
 
-Over `data` nothing is ever exchanged: every row of devices runs the loop on prompts of its own, until these are done.
+Every row of devices over `data` runs the loop on prompts of its own. Rows exchange nothing but whether any of them has
+work left, and that only if `model` divides them: see `mesh.anywhere`.
 """
 
 import math
@@ -126,7 +127,7 @@ def prefill(mesh: Mesh, program: Program, params, prefix: Prefix, keys: jax.Arra
 def run(
     mesh: Mesh, program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit=None
 ) -> DecodeState:
-    """`decode.run` on a mesh, on a state of `prefill`; every row of devices stops when its own prompts are done."""
+    """`decode.run` on a mesh, on a state of `prefill`."""
     with jax.set_mesh(mesh):
         return _run(program, params, state, rule, sampling, limit)
 
