@@ -33,7 +33,7 @@ def bundles():
     return {family: (one, sharding.put(one, mesh.make(2, 4))) for family, one in made.items()}
 
 
-FAST = [("llamagen", "cascade"), ("llamagen", "gsd")]  # the latter exchanges parts of the vocabulary between neighbours
+FAST = [("llamagen", "cascade"), ("llamagen", "gsd")]  # the latter's loop has a collective of the whole mesh
 ALL = [(family, name) for family in tiny_bundles.TARGETS for name in methods.METHODS]
 
 
