@@ -446,7 +446,7 @@ def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
     return [params] if (params / "_METADATA").exists() or not shards else shards
 
 
-def _reader() -> ocp.StandardCheckpointer:
+def reader() -> ocp.StandardCheckpointer:
     """Reads on its own: by default Orbax lets all processes wait for one another, those too that are gone."""
     if jax.process_count() == 1:
         return ocp.StandardCheckpointer()
@@ -465,7 +465,7 @@ def stored(directory: str | os.PathLike) -> dict[str, Any]:
     """
     found = {}
     try:
-        with _reader() as checkpointer:
+        with reader() as checkpointer:
             for shard in _checkpoints(pathlib.Path(directory).absolute()):
                 found |= _flat(checkpointer.metadata(shard).item_metadata.tree)
     except Exception as error:
@@ -476,19 +476,24 @@ def stored(directory: str | os.PathLike) -> dict[str, Any]:
 def _restored(directory: pathlib.Path, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
     """All arrays of a bundle, by path."""
     arrays = {}
-    with _reader() as checkpointer:
+    with reader() as checkpointer:
         for shard in _checkpoints(directory):
             stored = _flat(checkpointer.metadata(shard).item_metadata.tree)
             wanted = {
                 path: jax.ShapeDtypeStruct(
                     leaf.shape,
                     _cast(leaf.dtype, dtype),
-                    sharding=None if placement is None else placement(".".join(path), leaf.shape),
+                    sharding=here() if placement is None else placement(".".join(path), leaf.shape),
                 )
                 for path, leaf in stored.items()
             }
             arrays |= _flat(checkpointer.restore(shard, _nested(wanted)))
     return arrays
+
+
+def here() -> jax.sharding.Sharding:
+    """One device of this process. Orbax would look for the one that wrote, which only the first of processes has."""
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def _first_line(error: Exception) -> str:

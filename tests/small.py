@@ -58,5 +58,6 @@ def write_bundle(directory: str | pathlib.Path, *, drafter: bool = True, cascade
         "vq": state(VQModel, VQ),
         "text": rng.normal(size=(captions.NUM_CONDITIONS, TARGET.caption_dim)).astype(np.float32),
     }
-    bundle.save(directory, config, params)
+    # of a device, as recipes leave them: a file that tells where they lay is what other processes must cope with
+    bundle.save(directory, config, jax.tree.map(jax.numpy.asarray, params))
     return pathlib.Path(directory)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from cascade_jax import bundle
@@ -80,8 +79,9 @@ def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
 def _packed(folder: pathlib.Path) -> judge.Judge:
     """The judge as `scenes.pack` stores it: its parameters alone."""
     graph, state = nnx.split(nnx.eval_shape(lambda: judge.Judge(rngs=nnx.Rngs(0))))
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), bundle.plain(state))
-    with ocp.StandardCheckpointer() as checkpointer:
+    one = bundle.here()
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), bundle.plain(state))
+    with bundle.reader() as checkpointer:
         stored = checkpointer.restore((folder / "params").absolute(), wanted)
     nnx.replace_by_pure_dict(state, bundle.restored_keys(stored))
     return nnx.merge(graph, state)
