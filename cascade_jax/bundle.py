@@ -14,6 +14,7 @@ A network that measures pictures, CLIP or Inception, is kept in the same way, wi
 
 import contextlib
 import dataclasses
+import functools
 import glob
 import json
 import os
@@ -322,15 +323,19 @@ def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], d
 
 
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
+Contents = dict[pathlib.Path, dict[tuple[str, ...], Any]]  # by checkpoint and path, shapes and types of its arrays
 
 
-def load(directory: str | os.PathLike, dtype=None, placement: Placement | None = None) -> Bundle:
+def load(
+    directory: str | os.PathLike, dtype=None, placement: Placement | None = None, contents: Contents | None = None
+) -> Bundle:
     """Reads a bundle. Parameters go from the disk to their devices; the host holds no copy of the model.
 
     Args:
       dtype: of the floating-point parameters; None for float32 on CPU and bfloat16 elsewhere.
       placement: gives the sharding of a parameter by its dotted path ("target.blocks.0.attention.qkv.kernel") and
         shape; None for the default device.
+      contents: what the function of that name says of it, if that is known.
 
     Raises:
       BundleError: if there is no bundle, or it is damaged.
@@ -339,8 +344,7 @@ def load(directory: str | os.PathLike, dtype=None, placement: Placement | None =
     config = read_config(directory)
     if dtype is None:
         dtype = platforms.defaults().dtype
-    graphs, states, found = _filled(directory, config, dtype, placement)
-    del graphs
+    _, states, found = _filled(directory, config, dtype, placement, contents)
     return Bundle(
         config,
         {"drafter": None, "text": found.get(("text",)), **states},
@@ -364,16 +368,19 @@ def load_metric(directory: str | os.PathLike, dtype=jnp.float32) -> nnx.Module:
         raise BundleError(
             f"{directory} is a model that draws, and one that measures is needed: {', '.join(KINDS['metric'])}"
         )
-    graphs, states, _ = _filled(directory, config, dtype, None)
+    graphs, states, _ = _filled(directory, config, dtype, None, None)
     return nnx.merge(graphs["metric"], states["metric"])
 
 
-def _filled(directory: pathlib.Path, config: Config | MetricConfig, dtype, placement: Placement | None):
+def _filled(
+    directory: pathlib.Path, config: Config | MetricConfig, dtype, placement: Placement | None, known: Contents | None
+):
     """Graph definitions and states of every part that is a module, and all arrays by path."""
     skeleton = _skeleton(config)
     wanted = {part: _flat(plain(state)) for part, (_, state) in skeleton.items()}
+    known = contents(directory) if known is None else known
     try:
-        found = _restored(directory, dtype, placement)
+        found = _restored(known, dtype, placement)
     except Exception as error:
         raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
     for part, leaves in wanted.items():
@@ -457,28 +464,35 @@ def reader() -> ocp.StandardCheckpointer:
     return ocp.StandardCheckpointer(multiprocessing_options=alone)
 
 
-def stored(directory: str | os.PathLike) -> dict[str, Any]:
-    """Shapes and types of a bundle's arrays by dotted path, without reading them.
+def contents(directory: str | os.PathLike) -> Contents:
+    """What a bundle's checkpoints hold, without reading it.
 
     Raises:
       BundleError: if they cannot be read.
     """
-    found = {}
+    directory = pathlib.Path(directory).absolute()
     try:
         with reader() as checkpointer:
-            for shard in _checkpoints(pathlib.Path(directory).absolute()):
-                found |= _flat(checkpointer.metadata(shard).item_metadata.tree)
+            return {shard: _flat(checkpointer.metadata(shard).item_metadata.tree) for shard in _checkpoints(directory)}
     except Exception as error:
         raise BundleError(f"{directory} is damaged (convert or copy it again): {_first_line(error)}") from error
-    return {".".join(path): leaf for path, leaf in found.items()}
 
 
-def _restored(directory: pathlib.Path, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
+def stored(directory: str | os.PathLike) -> dict[str, Any]:
+    """Shapes and types of a bundle's arrays by dotted path, without reading them. Raises as `contents`."""
+    return by_name(contents(directory))
+
+
+def by_name(contents: Contents) -> dict[str, Any]:
+    """The arrays of all checkpoints by dotted path."""
+    return {".".join(path): leaf for arrays in contents.values() for path, leaf in arrays.items()}
+
+
+def _restored(contents: Contents, dtype, placement: Placement | None) -> dict[tuple[str, ...], jax.Array]:
     """All arrays of a bundle, by path."""
     arrays = {}
     with reader() as checkpointer:
-        for shard in _checkpoints(directory):
-            stored = _flat(checkpointer.metadata(shard).item_metadata.tree)
+        for shard, stored in contents.items():
             wanted = {
                 path: jax.ShapeDtypeStruct(
                     leaf.shape,
@@ -586,9 +600,11 @@ def _sweep(directory: pathlib.Path) -> None:
 def _skeleton(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
     """Graph definition and shapes of every part, without any memory."""
     sizes = {part: getattr(config, field, None) for part, field in FIELDS.items()}
-    return {part: _module(part, own) for part, own in sizes.items() if own is not None}
+    own = {part: _module(part, size) for part, size in sizes.items() if size is not None}
+    return {part: (graph, jax.tree.map(lambda leaf: leaf, state)) for part, (graph, state) in own.items()}
 
 
+@functools.lru_cache(maxsize=64)  # a bundle needs it twice, and tracing a module takes a second
 def _module(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     module = next(module for own, module in KINDS[part].values() if own is type(config))
     return nnx.split(nnx.eval_shape(lambda: module(config, rngs=OneKey())))

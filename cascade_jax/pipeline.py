@@ -97,15 +97,16 @@ def load(
       bundle.BundleError: if there is no such model, or it is damaged.
       ValueError: if the mesh does not divide the model, or its devices have too little memory.
     """
-    directory = folder(model)
+    directory, contents = folder(model), None
     dtype = platforms.defaults().dtype if dtype is None else dtype
     if placement is None:
         sizes = {DATA: 1, MODEL: 1} if mesh is None else dict(mesh.shape)
-        config, arrays = bundle.read_config(directory), bundle.stored(directory)
+        config, contents = bundle.read_config(directory), bundle.contents(directory)
         sharding.check(config, sizes[MODEL])
+        arrays = bundle.by_name(contents)
         platforms.check_memory(sharding.needed(config, arrays, dtype, batch=batch, **sizes), math.prod(sizes.values()))
         placement = None if mesh is None else sharding.placement(mesh)
-    loaded = bundle.load(directory, dtype, placement)
+    loaded = bundle.load(directory, dtype, placement, contents)
     loaded.mesh = mesh
     encoder = loaded.merged("text") if loaded.config.text == "t5" else None
     loaded.read = reader(loaded.config, loaded.params["text"], encoder, directory / "text")
