@@ -21,14 +21,26 @@ MASKED = -1e30
 
 @struct.dataclass
 class KV:
-    """Keys and values of one layer, [R, K, T, D] each. One head's keys lie together in memory: on CPU the order
-    [R, T, K, D] makes attention over a long cache nine times slower."""
+    """Keys [R, K, D, T] and values [R, K, T, D] of one layer: both of attention's products find their second factor as
+    it lies. On CPU keys [R, K, T, D] make the scores of several new tokens take twice as long, and [R, T, K, D] slows
+    attention over a long cache down nine times."""
 
     key: jax.Array
     value: jax.Array
 
 
 Segment = tuple[KV, ...]  # one KV a layer
+_SLOTS = KV(key=3, value=2)  # the axes that slots lie along
+
+
+def each(function, *segments: Segment) -> Segment:
+    """`function(axis, *arrays)` of the keys, and of the values, of every layer; slots lie along `axis`."""
+    return tuple(jax.tree.map(function, _SLOTS, *layers) for layers in zip(*segments, strict=True))
+
+
+def slots(segment: Segment) -> int:
+    """A segment's slots (T)."""
+    return segment[0].value.shape[2]
 
 
 @struct.dataclass
@@ -73,16 +85,19 @@ def filled(slots: int, length: jax.Array, holes: jax.Array | None = None) -> jax
     return bias(seen)[:, None, None, :]
 
 
-def empty(rows: int, layers: int, heads: int, slots: int, head_dim: int, dtype) -> Segment:
-    """A cache of zeros."""
-    return tuple(
-        KV(jnp.zeros((rows, heads, slots, head_dim), dtype), jnp.zeros((rows, heads, slots, head_dim), dtype))
-        for _ in range(layers)
-    )
+def room(segment: Segment, slots: int) -> Segment:
+    """A cache of `slots` zeros for keys and values like these."""
+
+    def zeros(axis, x):
+        shape = list(x.shape)
+        shape[axis] = slots
+        return jnp.zeros(shape, x.dtype)
+
+    return each(zeros, segment)
 
 
 def write(cache: Segment, new: Segment, start: jax.Array, after: jax.Array | None = None) -> Segment:
-    """Writes row r's new keys and values [R, K, S, D] into its slots start[r] ... start[r] + S - 1.
+    """Writes row r's new keys and values, a segment of S slots, into its slots start[r] ... start[r] + S - 1.
 
     Args:
       after: float [R], anything that was computed from all layers of this cache. New keys do not depend on what their
@@ -92,20 +107,23 @@ def write(cache: Segment, new: Segment, start: jax.Array, after: jax.Array | Non
     if after is not None:
         start = jnp.where(jnp.isnan(after), 0, start)
 
-    def put(slots, rows):
-        written = jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=1))(
-            slots, rows.astype(slots.dtype), start
-        )
-        return mesh.divided(written, 1)
+    def put(axis, slots, rows):
+        place = jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=axis - 1))
+        return mesh.divided(place(slots, rows.astype(slots.dtype), start), 1)
 
-    return jax.tree.map(put, cache, new)
+    return each(put, cache, new)
 
 
 def take(new: Segment, nodes: jax.Array) -> Segment:
-    """The keys and values of `nodes` int [R, n] out of a segment of new tokens, [R, K, n, D]."""
-    return jax.tree.map(lambda x: jnp.take_along_axis(x, nodes[:, None, :, None], axis=2), new)
+    """The segment of `nodes` int [R, n] out of a segment of new tokens."""
+
+    def chosen(axis, x):
+        others = [other for other in (1, 2, 3) if other != axis]
+        return jnp.take_along_axis(x, jnp.expand_dims(nodes, others), axis=axis)
+
+    return each(chosen, new)
 
 
 def join(a: Segment | None, b: Segment) -> Segment:
     """Two segments as one, along the slots."""
-    return b if a is None else jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), a, b)
+    return b if a is None else each(lambda axis, x, y: jnp.concatenate([x, y], axis=axis), a, b)

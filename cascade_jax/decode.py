@@ -160,7 +160,7 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
         read = split(features[:, :-1], program.taps)[1]
         _, pairs = module(prefix.drafter_embeddings[:, 1:], module.fuse(read), context)
         drafter = DrafterState(
-            cache=kv.write(_room(pairs, capacity), pairs, start),
+            cache=kv.write(kv.room(pairs, capacity), pairs, start),
             length=prefix.length - 1,
             tokens=jnp.pad(first[:, None], ((0, 0), (0, depth))),
             features=jnp.pad(split(last, program.taps)[1], ((0, 0), (0, depth), (0, 0))),
@@ -168,7 +168,7 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
         )
     count, zero = jnp.ones(batch, jnp.int32), jnp.zeros(batch)
     stats = Stats(count * 0, count * 0, zero, zero, zero)
-    cache = kv.write(_room(fresh, capacity), fresh, start)
+    cache = kv.write(kv.room(fresh, capacity), fresh, start)
     return DecodeState(tokens, count, keys, cache, prefix.length, prefix.holes, drafter, stats)
 
 
@@ -181,10 +181,14 @@ def watched_step(
     program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling
 ) -> tuple[DecodeState, Seen]:
     """`step`, and what it went by."""
-    drafted, drafter = propose(program, params, state, sampling)
-    features, fresh = target_pass(program, params, state, drafted)
-    verdict, turns = judge(program, params, state, drafted, features, rule, sampling)
-    after = commit(program, state, drafted, drafter, features, fresh, verdict)
+    with jax.named_scope("draft"):
+        drafted, drafter = propose(program, params, state, sampling)
+    with jax.named_scope("target"):
+        features, fresh = target_pass(program, params, state, drafted)
+    with jax.named_scope("verify"):
+        verdict, turns = judge(program, params, state, drafted, features, rule, sampling)
+    with jax.named_scope("commit"):
+        after = commit(program, state, drafted, drafter, features, fresh, verdict)
     return after, Seen(drafted, split(features, program.taps)[0], verdict, turns)
 
 
@@ -265,7 +269,7 @@ def target_pass(program: Program, params, state: DecodeState, drafted: Draft) ->
     context = Context(
         target.rope(state.length[:, None] + depths),
         kv.bias(ancestors)[:, None],
-        (kv.filled(state.cache[0].key.shape[2], state.length, state.holes),),
+        (kv.filled(kv.slots(state.cache), state.length, state.holes),),
     )
     embeddings = target.embed(jnp.maximum(drafted.tokens, 0))
     return target(jnp.concatenate([embeddings] * branches), context, (state.cache,), program.taps)
@@ -380,11 +384,6 @@ def _guided_logits(
     features = features.reshape(-1, *positions.shape, features.shape[-1])
     logits = warping.guided_logits(target.logits, features, sampling.guidance, linear=target.linear_head)
     return logits if program.layout is None else program.layout.constrain(logits, positions)
-
-
-def _room(segment: Segment, slots: int) -> Segment:
-    """A cache of `slots` zeros for keys and values like these."""
-    return jax.tree.map(lambda x: jnp.zeros((*x.shape[:2], slots, x.shape[3]), x.dtype), segment)
 
 
 def _step_keys(state: DecodeState, part: int) -> jax.Array:

@@ -230,7 +230,7 @@ def _keep_best(tree: DynamicTree, scores, tokens, parents, ranks) -> tuple[jax.A
 
 
 def _seen(state: DrafterState) -> jax.Array:
-    return kv.filled(state.cache[0].key.shape[2], state.length)
+    return kv.filled(kv.slots(state.cache), state.length)
 
 
 def _tile(x: jax.Array, rows: int) -> jax.Array:

@@ -283,13 +283,13 @@ def _read(graph, state, prefix, room):
     context = Context(target.rope(positions), kv.bias(kv.causal(slots))[None, None])
     features, cache = target(prefix.embeddings, context)
     last = jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)
-    return last, jax.tree.map(lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, room), (0, 0))), cache)
+    return last, kv.write(kv.room(cache, slots + room), cache, jnp.zeros(rows, jnp.int32))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _new(graph, state, tokens, depths, ancestors, cache, length):
     target = nnx.merge(graph, state)
-    seen = kv.filled(cache[0].key.shape[2], length)
+    seen = kv.filled(kv.slots(cache), length)
     context = Context(target.rope(length[:, None] + depths), kv.bias(ancestors)[None, None], (seen,))
     features, fresh = target(target.embed(tokens), context, (cache,))
     return features, kv.write(cache, fresh, length)

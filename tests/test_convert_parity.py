@@ -109,7 +109,7 @@ def _forced(graph, state, prefix, tokens):
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
 def _pass(graph, state, cache, lengths, depths, tokens, seen, holes):
     target = nnx.merge(graph, state)
-    past = kv.filled(cache[0].key.shape[2], lengths, holes)
+    past = kv.filled(kv.slots(cache), lengths, holes)
     context = Context(target.rope(lengths[:, None] + depths), kv.bias(seen)[None, None], (past,))
     features, fresh = target(target.embed(tokens), context, (cache,))
     return target.logits(features), fresh
@@ -119,7 +119,7 @@ def _prefilled(bundle, prefix, room):
     program = bundle.program(cj.trees.ROOT)
     keys, sampling = jax.random.split(jax.random.key(0), 2), cj.Sampling(guidance=3.0).checked()
     state = decode.prefill_jit(program, bundle.decoding_params(program), prefix, keys, sampling)
-    assert state.cache[0].key.shape[2] >= prefix.embeddings.shape[1] + room
+    assert kv.slots(state.cache) >= prefix.embeddings.shape[1] + room
     return program.target, bundle.params["target"], state
 
 

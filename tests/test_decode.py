@@ -256,7 +256,7 @@ def test_a_step_writes_its_caches_in_place(tiny, tree):
     state, settings = tiny.start(tree, SAMPLED), SAMPLED.checked()
     arguments = tiny.program(tree), tiny.params(tree), state, cj.strict(), settings, jnp.int32(9)
     compiled = decode.run_jit.lower(*arguments).compile().as_text()
-    shapes = {x.key.shape for x in (*state.cache, *(state.drafter.cache if state.drafter else ()))}
+    shapes = {x.shape for x in jax.tree.leaves((state.cache, state.drafter.cache if state.drafter else ()))}
     for shape in shapes:
         array = f"f32[{','.join(map(str, shape))}]"
         assert f"{array}{{3,2,1,0}} parameter" in compiled

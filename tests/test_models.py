@@ -132,7 +132,7 @@ def test_every_path_of_a_tree_pass_over_a_cache_is_a_plain_pass_over_that_sequen
         seen = kv.causal(size)[None] & ~jnp.pad(holes, ((0, 0), (0, size - 4)))[:, None] | jnp.eye(size, dtype=bool)
         slots = jnp.broadcast_to(jnp.arange(size), (3, size))
         _, fresh = target(x, Context(target.rope(slots), kv.bias(seen)[:, None]))
-        room = jax.tree.map(lambda a: jnp.full((*a.shape[:2], capacity, a.shape[3]), 7.0), fresh)
+        room = jax.tree.map(lambda a: a + 7.0, kv.room(fresh, capacity))
         cache = kv.write(room, fresh, jnp.zeros(3, jnp.int32))
         slots = lengths[:, None] + tree.topology.depths
         context = Context(

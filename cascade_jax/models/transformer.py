@@ -160,7 +160,7 @@ class Attention(nnx.Module):
         if c.qk_norm:
             query, key = self.query_norm(query), self.key_norm(key)
         query, key = rotate(query, context.rope, c.rope), rotate(key, context.rope, c.rope)
-        fresh = KV(jnp.swapaxes(key, 1, 2), jnp.swapaxes(qkv[..., self.groups + 1, :], 1, 2))
+        fresh = KV(key.transpose(0, 2, 3, 1), jnp.swapaxes(qkv[..., self.groups + 1, :], 1, 2))
 
         # query heads that share a key head are further rows of the same product: [R, K, H/K * S, D]
         query = query.reshape(rows, new, c.kv_heads, self.groups, c.head_dim).transpose(0, 2, 3, 1, 4)
@@ -172,11 +172,11 @@ class Attention(nnx.Module):
         scores = []
         for segment, bias in zip(segments, biases, strict=True):
             if bias is None:
-                own = jnp.tile(segment.key, (1, 1, self.groups, 1)).astype(query.dtype)
+                own = jnp.tile(jnp.swapaxes(segment.key, 2, 3), (1, 1, self.groups, 1)).astype(query.dtype)
                 scores.append(jnp.sum((query * own).astype(jnp.float32), axis=-1, keepdims=True))
                 continue
             s = jnp.einsum(
-                "rkqd,rktd->rkqt", query, segment.key.astype(query.dtype), preferred_element_type=jnp.float32
+                "rkqd,rkdt->rkqt", query, segment.key.astype(query.dtype), preferred_element_type=jnp.float32
             )
             scores.append(s + (bias if bias.shape[2] == 1 else jnp.tile(bias, (1, 1, self.groups, 1))))
         top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
