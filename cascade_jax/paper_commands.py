@@ -9,7 +9,15 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from cascade_jax import console
 from cascade_jax.eval_commands import Metrics
-from cascade_jax.scale_commands import at_least_one, check_prompts, check_seed, referee_for
+from cascade_jax.scale_commands import (
+    at_least_one,
+    check_prompts,
+    check_seed,
+    parse_settings,
+    referee_for,
+    sampling_of,
+    sampling_settings,
+)
 
 _USUAL = Metrics()
 _OWN = "(default: the table's)"
@@ -36,6 +44,8 @@ class Paper:
     """pictures drawn at once"""
     seed: Annotated[int, arg(metavar="N")] = 0
     """of random scenes and pictures"""
+    sampling: Annotated[tuple[str, ...], arg(metavar="NAME=VALUE...", help_behavior_hint="(default: the model's)")] = ()
+    """temperature, top_k, top_p, guidance; what shares a folder has the same"""
     tau_pos: Annotated[float | None, arg(metavar="X", help_behavior_hint=_OWN)] = None
     """cascade: least cosine of interchangeable siblings"""
     tau_seq: Annotated[float | None, arg(metavar="X", help_behavior_hint=_OWN)] = None
@@ -54,7 +64,7 @@ class Paper:
 
             if self.what not in paper.WHAT:
                 raise ValueError(f"unknown table or figure {self.what!r}; known: {', '.join(paper.WHAT)}")
-            folders = parse_drafters(self.drafters)
+            folders, settings = parse_drafters(self.drafters), parse_settings(self.sampling)
             if folders and self.what not in paper.WITH_DRAFTERS:
                 raise ValueError(f"{self.what} takes no other drafters; {' and '.join(paper.WITH_DRAFTERS)} do")
             if not folders and self.what in paper.WITH_DRAFTERS:
@@ -73,12 +83,13 @@ class Paper:
                 given = captions.read("scenes", self.count or paper.COUNTS.get(self.what, 64), self.seed)
             if bundle.config.text != "t5":  # which reads everything, and takes long
                 check_prompts(bundle, [caption.text for caption in given])
+            sampling = sampling_of(sampling_settings(bundle, settings))
             drafters = {name: paper.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
             wanted = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}
             lab = paper.Lab(
                 bundle, given, self.out, drafters, {name: x for name, x in wanted.items() if x is not None},
                 parti=self.captions is not None and self.captions.suffix.lower() == ".tsv", seed=self.seed,
-                batch=self.batch, timed=self.timed,
+                batch=self.batch, timed=self.timed, sampling=sampling,
                 referee=None if self.what in paper.UNJUDGED else referee_for(bundle, self.metrics.judge), clip=scorer,
             )  # fmt: skip
         with console.bar("") as progress, console.bad_input(), warnings.catch_warnings(record=True) as caught:

@@ -249,9 +249,10 @@ def here(tmp_path, monkeypatch):
     "what", ["figure3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("figure8", "figure9"))]
 )
 def test_figures_of_the_target_alone(what, model, here, capsys):
-    assert cli.main(command(model, what)) == 0
+    assert cli.main(command(model, what, "--sampling", "temperature=0.5")) == 0
     assert f"written to out: {what}.json, {what}.md, {what}.png" in capsys.readouterr().out
     stored = json.loads((here / "out" / f"{what}.json").read_text())
+    assert stored["sampling"]["temperature"] == 0.5
     with Image.open(here / "out" / f"{what}.png") as page:
         assert np.asarray(page.convert("RGB")).std() > 10
     if what == "figure8":
@@ -291,6 +292,7 @@ BAD = {
     "half of FID": (["table1", "--reference", "x"], "FID needs both --inception and --reference"),
     "square": (["table1", "--square", "9"], "--square is about the pictures of --reference"),
     "no captions": (["table1", "--captions", "x.tsv"], "there is no captions file x.tsv"),
+    "sampling": (["figure8", "--sampling", "warmth=1"], "unknown sampling settings: warmth"),
     "threshold": (["table1", "--tau-pos", "-3", "--count", "1"], "tau_pos must be at least -1"),
 }
 
