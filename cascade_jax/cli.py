@@ -259,6 +259,7 @@ class Sweep:
     """receives sweep.json, sweep.md, sweep.png, and points.jsonl as they are finished; goes on where it stopped"""
     judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
     """a run of `scenes train judge`"""
+    draws: OmitArgPrefixes[Draws] = Draws()
 
     def run(self, command: str) -> None:
         with console.bad_input():
@@ -280,6 +281,7 @@ class Sweep:
             references = _methods(bundle, ["ar", *(name for name in names if name not in ("ar", "cascade"))], {})
             _methods(bundle, ["cascade"], {})
             referee = referee_for(bundle, self.judge)
+            sampling = sampling_of(self.draws.settings(bundle))
 
         def progress(point, done, total):
             quality = [f"{key} {point[key]:.3f}" for key in ("fidelity", "frechet") if point[key] is not None]
@@ -288,7 +290,7 @@ class Sweep:
 
         result = sweep.sweep(
             bundle, points, references, prompts, referee=referee, seed=self.seed, timed=self.timed,
-            memory=self.out / "points.jsonl", progress=progress,
+            sampling=sampling, memory=self.out / "points.jsonl", progress=progress,
         )  # fmt: skip
         sweep.write(self.out, result, command)
         print(sweep.markdown(result, command))

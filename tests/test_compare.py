@@ -208,6 +208,10 @@ def test_sweep_draws_the_trade_off_names_a_choice_and_goes_on_where_it_stopped(m
     with open("sweep/sweep.json") as file:
         other = json.load(file)
     assert other["seed"] == 1
+    assert cli.main(["scenes", "sweep", "--model", model, *flags, "--temperature", "0.5"]) == 0
+    assert len(measured) == 7
+    with open("sweep/sweep.json") as file:
+        assert json.load(file)["sampling"]["temperature"] == 0.5
 
 
 def test_a_choice_is_printed_as_config_json_holds_it():

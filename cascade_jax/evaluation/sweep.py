@@ -76,7 +76,7 @@ def sweep(
       progress: called with a finished point, how many are finished, and how many there are.
 
     Returns:
-      {"machine", "pictures", "seed", "points": [...], "chosen"}: each point its method, tree, settings, acceptance
+      {"machine", "pictures", "seed", "sampling", "points": [...], "chosen"}: each point its method, tree, settings, acceptance
       figures, `fidelity`, `frechet`, `step_speedup` (fewer target steps than "ar") and `speedup` (the same weighted
       with what a step of its program takes at batch 1); `chosen` as `choose` does.
     """
@@ -102,7 +102,8 @@ def sweep(
         point["step_speedup"] = base["target_steps"] / point["target_steps"]
         point["step_seconds"] = cost
         point["speedup"] = point["step_speedup"] * (base_cost / cost if cost else 1.0)
-    result = {"machine": machine(), "pictures": len(prompts), "seed": seed, "points": measured}
+    knobs = {name: None if knob is None else float(knob) for name, knob in vars(sampling).items()}
+    result = {"machine": machine(), "pictures": len(prompts), "seed": seed, "sampling": knobs, "points": measured}
     return {**result, "chosen": choose(measured)}
 
 
