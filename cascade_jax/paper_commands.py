@@ -77,6 +77,7 @@ class Paper:
         with console.bad_input():
             scorer, network = self.metrics.networks()
             bundle = pipeline.load(self.model)
+            bundle.trees.clear()  # tables are of the methods' own trees, whatever tune-tree found for this machine
             if given is None:
                 if bundle.config.text != "scenes":
                     raise ValueError("this model has no captions of its own: give --captions FILE")

@@ -4,12 +4,14 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from small import write_bundle
 
 from cascade_jax import cli, methods, pipeline, trees
+from cascade_jax.bundle import save_tree
 from cascade_jax.evaluation import captions, paper, paper_numbers, quality, run
 from cascade_jax.evaluation.paper import Lab
 from cascade_jax.paper_commands import parse_drafters
@@ -278,6 +280,23 @@ def test_every_table_and_figure_is_made_and_not_drawn_again(what, model, here, m
     again = json.loads((here / "out" / f"{what}.json").read_text())
     assert again["rows"] == first["rows"]
     capsys.readouterr()
+
+
+def test_a_tuned_tree_is_not_the_papers(tmp_path, here, monkeypatch, capsys):
+    model = write_bundle(tmp_path / "tuned")
+    device = jax.local_devices()[0].device_kind
+    save_tree(model, device, "cascade", {"tree": "chain:2"})
+    assert methods.method("cascade", pipeline.load(model)).tree == trees.chain(2)
+    measured = []
+
+    def table(lab):
+        measured.append(methods.method("cascade", lab.bundle).tree)
+        raise ValueError("that will do")
+
+    monkeypatch.setitem(paper.WHAT, "table1", table)
+    assert cli.main(command(str(model), "table1")) == 2
+    assert measured == [trees.EAGLE_25]
+    assert "that will do" in capsys.readouterr().err
 
 
 BAD = {

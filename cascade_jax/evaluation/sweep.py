@@ -76,9 +76,9 @@ def sweep(
       progress: called with a finished point, how many are finished, and how many there are.
 
     Returns:
-      {"machine", "pictures", "seed", "sampling", "points": [...], "chosen"}: each point its method, tree, settings, acceptance
-      figures, `fidelity`, `frechet`, `step_speedup` (fewer target steps than "ar") and `speedup` (the same weighted
-      with what a step of its program takes at batch 1); `chosen` as `choose` does.
+      {"machine", "pictures", "seed", "sampling", "points": [...], "chosen"}: each point its method, tree, settings,
+      acceptance figures, `fidelity`, `frechet`, `step_speedup` (fewer target steps than "ar") and `speedup` (the same
+      weighted with what a step of its program takes at batch 1); `chosen` as `choose` does.
     """
     sampling = (default_sampling(bundle.config) if sampling is None else sampling).checked()
     methods = [*references, *points]
