@@ -37,6 +37,17 @@ def test_no_tree_within_the_limits_has_a_better_rate(costs):
     assert rate(found) == pytest.approx(max(map(rate, every_tree(5, 3, 3))))
 
 
+def test_trees_of_every_size_are_measured_though_prediction_favours_small_ones():
+    costs = np.array([1.0, 10.0, 1.0])  # a node costs more than it can yield
+    assert tune.best_tree(TABLE, costs, 24, 3).num_nodes == 2
+    found = tune.finalists(TABLE, costs, most_drafts=24, most_depth=3)
+    assert found[-1] == trees.EAGLE_25
+    assert len(set(found)) == len(found)
+    sizes = [tree.num_nodes - 1 for tree in found[:-1]]
+    for least, most in ((1, 2), (3, 4), (5, 8), (9, 16)):
+        assert sum(least <= size <= most for size in sizes) == 1
+
+
 def test_expected_tokens_are_the_mean_of_simulated_walks():
     """Binomial error over 20,000 walks of a tree that yields 2.1 tokens: 0.01."""
     tree = trees.parse("0 1 2 00 01 10 000 001")

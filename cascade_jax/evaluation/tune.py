@@ -129,8 +129,10 @@ def time_of(costs: np.ndarray, tree: Tree) -> float:
     return float(costs @ (1.0, tree.num_nodes, tree.depth))
 
 
-def best_tree(table: np.ndarray, costs: np.ndarray, most_drafts: int, most_depth: int) -> Tree:
-    """The tree with the most expected tokens per second, of all that `grow` gives."""
+def best_tree(
+    table: np.ndarray, costs: np.ndarray, most_drafts: int, most_depth: int, least_drafts: int = 1
+) -> Tree | None:
+    """The tree with the most expected tokens per second, of all that `grow` gives; None if none is of that size."""
     best, rate = None, 0.0
     for depth in range(1, most_depth + 1):
         paths, tokens, reached = [], 1.0, 0
@@ -138,17 +140,21 @@ def best_tree(table: np.ndarray, costs: np.ndarray, most_drafts: int, most_depth
             paths.append(path)
             tokens, reached = tokens + worth, max(reached, len(path))
             own = tokens / (costs @ (1.0, len(paths) + 1, reached))
-            if own > rate * (1 + 1e-9):
+            if len(paths) >= least_drafts and own > rate * (1 + 1e-9):
                 best, rate = list(paths), own
-    return Tree.from_choices(best)
+    return None if best is None else Tree.from_choices(best)
 
 
 def finalists(table: np.ndarray, costs: np.ndarray, most_drafts: int, most_depth: int) -> list[Tree]:
-    """The trees worth measuring: the best by prediction with at most 2, 4, 8, ... drafts, the best chain, EAGLE_25."""
+    """The trees worth measuring, by prediction: the best of 1 or 2 drafts, of 3 or 4, of 5 to 8, ...; the best chain;
+    and EAGLE_25."""
     sizes = [2**power for power in range(1, 32) if 2**power < most_drafts] + [most_drafts]
-    best = [best_tree(table, costs, size, most_depth) for size in sizes]
+    best = [
+        best_tree(table, costs, most, most_depth, least + 1) for least, most in zip([0, *sizes], sizes, strict=False)
+    ]
     rate = lambda tree: expected_tokens(table, tree) / time_of(costs, tree)
-    return list(dict.fromkeys([*best, max(map(chain, range(1, most_depth + 1)), key=rate), EAGLE_25]))
+    found = [*best, max(map(chain, range(1, most_depth + 1)), key=rate), EAGLE_25]
+    return list(dict.fromkeys(tree for tree in found if tree is not None))
 
 
 def tune(
