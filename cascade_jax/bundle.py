@@ -40,6 +40,7 @@ from cascade_jax.models.families import TARGETS
 from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.t5 import T5Config, T5Encoder
+from cascade_jax.models.transformer import output_major, straight
 from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
@@ -248,7 +249,8 @@ class Writer:
 
     def put(self, part: str, tree: Any, dtype=jnp.bfloat16) -> None:
         """Takes a part, an NNX state or a tree of arrays; floating-point arrays become `dtype`."""
-        for path, x in _flat(plain(tree)).items():
+        for path, leaf in _flat(plain(tree)).items():
+            x = straight(leaf)
             floating = jnp.issubdtype(x.dtype, jnp.floating)
             self.add(part, ".".join(path), x.astype(dtype) if floating else x)
 
@@ -327,7 +329,12 @@ Contents = dict[pathlib.Path, dict[tuple[str, ...], Any]]  # by checkpoint and p
 
 
 def load(
-    directory: str | os.PathLike, dtype=None, placement: Placement | None = None, contents: Contents | None = None
+    directory: str | os.PathLike,
+    dtype=None,
+    placement: Placement | None = None,
+    contents: Contents | None = None,
+    *,
+    for_decoding: bool = False,
 ) -> Bundle:
     """Reads a bundle. Parameters go from the disk to their devices; the host holds no copy of the model.
 
@@ -336,6 +343,8 @@ def load(
       placement: gives the sharding of a parameter by its dotted path ("target.blocks.0.attention.qkv.kernel") and
         shape; None for the default device.
       contents: what the function of that name says of it, if that is known.
+      for_decoding: lets kernels lie as this platform multiplies them with few rows soonest, see
+        `models.transformer.OutputMajor`; not with a `placement`.
 
     Raises:
       BundleError: if there is no bundle, or it is damaged.
@@ -344,7 +353,7 @@ def load(
     config = read_config(directory)
     if dtype is None:
         dtype = platforms.defaults().dtype
-    _, states, found = _filled(directory, config, dtype, placement, contents)
+    _, states, found = _filled(directory, config, dtype, placement, contents, for_decoding and placement is None)
     return Bundle(
         config,
         {"drafter": None, "text": found.get(("text",)), **states},
@@ -373,7 +382,12 @@ def load_metric(directory: str | os.PathLike, dtype=jnp.float32) -> nnx.Module:
 
 
 def _filled(
-    directory: pathlib.Path, config: Config | MetricConfig, dtype, placement: Placement | None, known: Contents | None
+    directory: pathlib.Path,
+    config: Config | MetricConfig,
+    dtype,
+    placement: Placement | None,
+    known: Contents | None,
+    for_decoding: bool = False,
 ):
     """Graph definitions and states of every part that is a module, and all arrays by path."""
     skeleton = _skeleton(config)
@@ -390,11 +404,26 @@ def _filled(
                 name = ".".join((part, *path))
                 what = "lacks" if array is None else f"has the shape {array.shape} for"
                 raise BundleError(f"{directory} is damaged (convert or copy it again): it {what} {name}")
+    if for_decoding:
+        lay_out(found)
     graphs, states = {}, {}
     for part, (graph, state) in skeleton.items():
         nnx.replace_by_pure_dict(state, restored_keys(_nested({p: found[(part, *p)] for p in wanted[part]})))
         graphs[part], states[part] = graph, state
     return graphs, states, found
+
+
+def lay_out(arrays: dict[tuple[str, ...], Any]) -> None:
+    """Lets arrays, by path, lie as decoding likes them on this platform: one by one, so that no model is held twice."""
+    for path, x in arrays.items():
+        if path[0] in ("target", "drafter") and path[-1] == "kernel":
+            arrays[path] = laid_out(x)
+
+
+def laid_out(kernel: jax.Array) -> Any:
+    """A kernel of a target's or drafter's product, as decoding likes it to lie on this platform."""
+    large = kernel.size >= platforms.defaults().output_major and kernel.dtype == jnp.float32
+    return output_major(kernel) if large else kernel
 
 
 def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:

@@ -16,6 +16,7 @@ from cascade_jax.artifact import ArtifactError, Lowered, named
 from cascade_jax.bundle import Bundle, default_sampling
 from cascade_jax.methods import Method
 from cascade_jax.models.prompt import TokenRows
+from cascade_jax.models.transformer import straight
 from cascade_jax.sampling import Sampling
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -57,7 +58,7 @@ def lower(
     blank = model.config.target.stack([blank])
     slots = slots if isinstance(blank, TokenRows) else None
     prompts = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x) * rows, *_room(x.shape[1:], slots)), x.dtype), blank)
-    read = model.decoding_params(program)
+    read = straight(model.decoding_params(program))  # not as this platform likes it
     parts = {"states": read, "prompts": prompts, "rule": method.rule, "sampling": sampling}
     shapes = {name: _shapes(part) for name, part in parts.items()}
     seed, numbers = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((rows,), jnp.int32)

@@ -106,7 +106,7 @@ def load(
         arrays = bundle.by_name(contents)
         platforms.check_memory(sharding.needed(config, arrays, dtype, batch=batch, **sizes), math.prod(sizes.values()))
         placement = None if mesh is None else sharding.placement(mesh)
-    loaded = bundle.load(directory, dtype, placement, contents)
+    loaded = bundle.load(directory, dtype, placement, contents, for_decoding=True)
     loaded.mesh = mesh
     encoder = loaded.merged("text") if loaded.config.text == "t5" else None
     loaded.read = reader(loaded.config, loaded.params["text"], encoder, directory / "text")

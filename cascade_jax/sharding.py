@@ -24,6 +24,7 @@ from cascade_jax.bundle import Bundle, Config, Placement
 from cascade_jax.decode import DecodeState, Prefix, Program
 from cascade_jax.draft import DrafterState
 from cascade_jax.mesh import DATA, MODEL
+from cascade_jax.models.transformer import OutputMajor, straight
 from cascade_jax.sampling import Sampling
 
 # Which axis of a parameter lies over `model`, by the end of its path; the first that matches holds.
@@ -106,9 +107,9 @@ def put(model: Bundle, mesh: Mesh) -> Bundle:
     def moved(part, tree):
         def leaf(path, x):
             name = jax.tree_util.keystr(path, simple=True, separator=".").removesuffix(".value")  # NNX's last step
-            return jax.device_put(x, place(f"{part}.{name}", x.shape))
+            return jax.device_put(straight(x), place(f"{part}.{name}", x.shape))
 
-        return jax.tree_util.tree_map_with_path(leaf, tree)
+        return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda x: isinstance(x, OutputMajor))
 
     params = {part: None if tree is None else moved(part, tree) for part, tree in model.params.items()}
     return Bundle(model.config, params, model.read, model.neighbours, mesh, model.trees)

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from cascade_jax import decode, pipeline, platforms
 from cascade_jax import methods as by_name
-from cascade_jax.bundle import Bundle, Config, Prompt, abstract, default_sampling
+from cascade_jax.bundle import Bundle, Config, Prompt, abstract, default_sampling, laid_out
 from cascade_jax.draft import Draft
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import machine
@@ -93,7 +93,9 @@ def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:
             return jnp.arange(x.size, dtype=x.dtype)
         if "scale" in jax.tree_util.keystr(path):
             return jnp.ones(x.shape, dtype)
-        return fill(x.shape, jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())))
+        filled = fill(x.shape, jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())))
+        product = "kernel" in jax.tree_util.keystr(path) and "vq" not in jax.tree_util.keystr(path[:1])
+        return laid_out(filled) if product else filled
 
     return Bundle(config, {"text": None, **jax.tree_util.tree_map_with_path(leaf, skeleton)})
 

@@ -62,7 +62,64 @@ def rope_1d(positions: jax.Array, head_dim: int, base: float) -> jax.Array:
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["shape"])
+@dataclass(frozen=True)
+class OutputMajor:
+    """A large kernel [n, *out] that lies as its transpose, which XLA's CPU backend multiplies with few rows sooner.
+
+    It stands where the array would, in states and in checkpoints' paths; NumPy reads it as that array.
+
+    Attributes:
+      rows: [prod(out), n].
+      shape: (n, *out).
+    """
+
+    rows: jax.Array
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self):
+        return self.rows.dtype
+
+    def __getitem__(self, index) -> "OutputMajor":
+        if index is not Ellipsis:
+            raise TypeError("a kernel that lies output-major is read whole: see models.transformer.straight")
+        return self
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(self.rows, dtype).T.reshape(self.shape)
+
+
+@jax.jit
+def output_major(kernel: jax.Array) -> OutputMajor:
+    """The kernel [n, *out], laid out anew."""
+    return OutputMajor(kernel.reshape(kernel.shape[0], -1).T, kernel.shape)
+
+
+def straight(tree):
+    """The tree with arrays in place of kernels that lie output-major."""
+
+    def back(leaf):
+        return leaf.rows.T.reshape(leaf.shape) if isinstance(leaf, OutputMajor) else leaf
+
+    return jax.tree.map(back, tree, is_leaf=lambda leaf: isinstance(leaf, OutputMajor))
+
+
+def _product(x: jax.Array, kernel: jax.Array | OutputMajor) -> jax.Array:
+    """`x` [m, n] times `kernel` [n, *out], summed in float32: float32 [m, prod(out)]."""
+    if not isinstance(kernel, OutputMajor):
+        matrix = kernel.astype(x.dtype).reshape(kernel.shape[0], -1)
+        return jnp.matmul(x, matrix, preferred_element_type=jnp.float32)
+    # The product's own columns are the rows of x, filled up to what its vectors hold; the barrier keeps XLA from
+    # turning it around again.
+    rows = len(x)
+    filled = 8 if rows <= 8 else -(-rows // 16) * 16
+    x = jnp.pad(x, ((0, filled - rows), (0, 0)))
+    out = jnp.matmul(kernel.rows.astype(x.dtype), x.T, preferred_element_type=jnp.float32)
+    return jax.lax.optimization_barrier(out)[:, :rows].T
+
+
+def matmul(x: jax.Array, kernel: jax.Array | OutputMajor) -> jax.Array:
     """`x` [..., n] times `kernel` [n, *out], accumulated in float32, in x's dtype.
 
     As one plain matrix product: with more axes XLA's CPU backend leaves the fast path. On a mesh the kernel keeps its
@@ -70,17 +127,15 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """
     if mesh.shards() > 1:
         contracted = (((x.ndim - 1,), (0,)), ((), ()))
-        out = jax.lax.dot_general(x, kernel.astype(x.dtype), contracted, preferred_element_type=jnp.float32)
+        out = jax.lax.dot_general(x, straight(kernel).astype(x.dtype), contracted, preferred_element_type=jnp.float32)
         return out.astype(x.dtype)
-    flat, matrix = x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype).reshape(kernel.shape[0], -1)
-    out = jnp.matmul(flat, matrix, preferred_element_type=jnp.float32)
+    out = _product(x.reshape(-1, x.shape[-1]), kernel)
     return out.astype(x.dtype).reshape(*x.shape[:-1], *kernel.shape[1:])
 
 
-def to_logits(features: jax.Array, kernel: jax.Array) -> jax.Array:
+def to_logits(features: jax.Array, kernel: jax.Array | OutputMajor) -> jax.Array:
     """Features [..., d] times a head's kernel [d, V]: float32 logits [..., V]."""
-    flat = features.reshape(-1, features.shape[-1])
-    logits = jnp.matmul(flat, kernel.astype(features.dtype), preferred_element_type=jnp.float32)
+    logits = _product(features.reshape(-1, features.shape[-1]), kernel)
     return mesh.divided(logits.reshape(*features.shape[:-1], -1), -1)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from cascade_jax import bundle
 from cascade_jax.models.prompt import Prompt, TokenRows
+from cascade_jax.models.transformer import OutputMajor
 
 FORMAT = 1
 WINDOW = 64  # shards among which rows are shuffled
@@ -37,7 +38,8 @@ class DataError(ValueError):
 def fingerprint(target: Any) -> str:
     """Digest of a target's parameters, rounded to bfloat16: the same whatever type they were loaded as."""
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_leaves_with_path(bundle.plain(target))
+    whole = lambda leaf: isinstance(leaf, OutputMajor)
+    leaves = jax.tree_util.tree_leaves_with_path(bundle.plain(target), is_leaf=whole)
     for path, leaf in sorted(((jax.tree_util.keystr(path), leaf) for path, leaf in leaves), key=lambda item: item[0]):
         array = np.asarray(leaf)
         array = array.astype(ml_dtypes.bfloat16) if jax.numpy.issubdtype(leaf.dtype, np.floating) else array

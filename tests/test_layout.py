@@ -1,0 +1,110 @@
+"""Kernels that lie output-major: a layout alone, wherever a model goes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from flax import nnx
+
+import cascade_jax as cj
+from cascade_jax import bundle, export, methods, platforms
+from cascade_jax.evaluation import bench
+from cascade_jax.models.transformer import OutputMajor, matmul, output_major, straight, to_logits
+from cascade_jax.training.data import fingerprint
+
+TREE = cj.Tree.from_choices([[0], [1], [0, 0]])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small.write_bundle(tmp_path_factory.mktemp("model") / "small")
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Every kernel counts as large."""
+    own = dataclasses.replace(platforms.DEFAULTS["cpu"], output_major=1)
+    monkeypatch.setitem(platforms.DEFAULTS, "cpu", own)
+
+
+def kernels(model):
+    leaves = jax.tree.leaves(model.params, is_leaf=lambda leaf: isinstance(leaf, OutputMajor))
+    return [leaf for leaf in leaves if isinstance(leaf, OutputMajor)]
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8, 9, 33])
+def test_a_product_is_the_same_however_its_kernel_lies(rows):
+    rng = np.random.default_rng(rows)
+    x = jnp.asarray(rng.normal(size=(rows, 24)), jnp.float32)
+    kernel = jnp.asarray(rng.normal(size=(24, 3, 5)), jnp.float32)
+    turned = output_major(kernel)
+    assert (turned.shape, turned.rows.shape, turned.dtype) == ((24, 3, 5), (15, 24), kernel.dtype)
+    np.testing.assert_array_equal(np.asarray(turned), kernel)
+    np.testing.assert_array_equal(straight(turned), kernel)
+    np.testing.assert_allclose(matmul(x, turned), np.einsum("mn,nab->mab", x, kernel), rtol=1e-5, atol=1e-5)
+    batched = matmul(x[None], turned)
+    assert batched.shape == (1, rows, 3, 5)
+    np.testing.assert_allclose(to_logits(x, turned), to_logits(x, kernel.reshape(24, 15)), rtol=1e-5, atol=1e-5)
+    half = matmul(x.astype(jnp.bfloat16), turned)
+    assert half.dtype == jnp.bfloat16
+    gradient = jax.grad(lambda x: matmul(x, turned).sum())(x)
+    np.testing.assert_allclose(gradient, jax.grad(lambda x: matmul(x, kernel).sum())(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_part_of_such_a_kernel_is_not_read_by_mistake():
+    with pytest.raises(TypeError, match="straight"):
+        output_major(jnp.ones((4, 4)))[0]
+
+
+def test_large_kernels_of_a_model_on_a_cpu_lie_so_and_small_ones_do_not(folder, monkeypatch):
+    if jax.default_backend() != "cpu":
+        pytest.skip("only CPUs multiply them sooner")
+    assert not kernels(cj.load(folder))
+    widest = small.TARGET.dim * 2 * small.TARGET.block.ffn_dim
+    own = dataclasses.replace(platforms.DEFAULTS["cpu"], output_major=widest)
+    monkeypatch.setitem(platforms.DEFAULTS, "cpu", own)
+    model = cj.load(folder)
+    assert {kernel.shape for kernel in kernels(model)} == {(32, 2, small.TARGET.block.ffn_dim)}
+    assert not kernels(cj.load(folder, jnp.bfloat16))  # which XLA converts first
+    assert not kernels(bundle.load(folder))  # to train, to convert
+
+
+@pytest.mark.usefixtures("large")
+def test_a_model_draws_the_same_however_its_kernels_lie(folder):
+    prompts = ["a red ball on gravel", "a small blue cube on the left, on grass"]
+    plain, turned = bundle.load(folder), cj.load(folder)
+    # two layers of query-key-value, output, gate-up and down; the caption's network; the head; the drafter's own
+    assert len(kernels(turned)) > 10 and not kernels(plain)
+    plain.read = turned.read
+    outs = [cj.generate(m, prompts, jax.random.key(1), rule=cj.cascade(0.5, 0.3), tree=TREE) for m in (plain, turned)]
+    np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
+    np.testing.assert_array_equal(outs[0].images, outs[1].images)
+    scores = [cj.score(m, prompts, outs[0].tokens).logits for m in (plain, turned)]
+    np.testing.assert_allclose(*scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("large")
+def test_a_model_is_kept_and_exported_straight(folder, tmp_path):
+    plain, turned = bundle.load(folder), cj.load(folder)
+    assert fingerprint(turned.params["target"]) == fingerprint(plain.params["target"])
+    bundle.save(tmp_path / "copy", turned.config, turned.params, jnp.float32)
+    again = bundle.load(tmp_path / "copy")
+    states = [nnx.to_pure_dict(model.params["target"]) for model in (again, turned)]
+    jax.tree.map(np.testing.assert_array_equal, states[0], straight(states[1]))
+    method = methods.method("cascade", turned, tree="0 00")
+    lowered = export.lower(turned, method, platforms=["cpu"], batch=1, programs=("step",))
+    assert "optimization_barrier" not in lowered.programs["step"].mlir_module()
+
+
+@pytest.mark.usefixtures("large")
+def test_random_weights_lie_as_loaded_ones_do(monkeypatch):
+    config = dataclasses.replace(
+        bench.config_of("llamagen-xl"), target=small.TARGET, drafter=small.DRAFTER, vq=small.VQ
+    )
+    monkeypatch.setattr(bench, "config_of", lambda shapes: config)
+    made = bench.random_bundle("small")
+    assert kernels(made)
+    assert not kernels(dataclasses.replace(made, params={"vq": made.params["vq"]}))
