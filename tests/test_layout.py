@@ -23,11 +23,15 @@ def folder(tmp_path_factory):
     return small.write_bundle(tmp_path_factory.mktemp("model") / "small")
 
 
+def turn_from(size, monkeypatch):
+    """Lets kernels of so many numbers lie output-major, whatever platform this is."""
+    own = dataclasses.replace(platforms.DEFAULTS["cpu"], output_major=size)
+    monkeypatch.setitem(platforms.DEFAULTS, jax.default_backend(), own)
+
+
 @pytest.fixture
 def large(monkeypatch):
-    """Every kernel counts as large."""
-    own = dataclasses.replace(platforms.DEFAULTS["cpu"], output_major=1)
-    monkeypatch.setitem(platforms.DEFAULTS, "cpu", own)
+    turn_from(1, monkeypatch)
 
 
 def kernels(model):
@@ -59,13 +63,9 @@ def test_a_part_of_such_a_kernel_is_not_read_by_mistake():
         output_major(jnp.ones((4, 4)))[0]
 
 
-def test_large_kernels_of_a_model_on_a_cpu_lie_so_and_small_ones_do_not(folder, monkeypatch):
-    if jax.default_backend() != "cpu":
-        pytest.skip("only CPUs multiply them sooner")
+def test_large_kernels_of_a_model_lie_so_and_small_ones_do_not(folder, monkeypatch):
     assert not kernels(cj.load(folder))
-    widest = small.TARGET.dim * 2 * small.TARGET.block.ffn_dim
-    own = dataclasses.replace(platforms.DEFAULTS["cpu"], output_major=widest)
-    monkeypatch.setitem(platforms.DEFAULTS, "cpu", own)
+    turn_from(small.TARGET.dim * 2 * small.TARGET.block.ffn_dim, monkeypatch)
     model = cj.load(folder)
     assert {kernel.shape for kernel in kernels(model)} == {(32, 2, small.TARGET.block.ffn_dim)}
     assert not kernels(cj.load(folder, jnp.bfloat16))  # which XLA converts first

@@ -67,7 +67,7 @@ def rope_1d(positions: jax.Array, head_dim: int, base: float) -> jax.Array:
 class OutputMajor:
     """A large kernel [n, *out] that lies as its transpose, which XLA's CPU backend multiplies with few rows sooner.
 
-    It stands where the array would, in states and in checkpoints' paths; NumPy reads it as that array.
+    It stands where the array would in a state, and NumPy reads it as that array; on disk and on a mesh it is one.
 
     Attributes:
       rows: [prod(out), n].
