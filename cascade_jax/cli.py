@@ -312,7 +312,7 @@ class Train:
     """pictures in a step"""
     seed: Seed = 0
     """of everything random"""
-    sequences: Annotated[int, arg(metavar="N")] = 1536
+    sequences: Annotated[int, arg(metavar="N")] = 1024
     """drafter: pictures that the target draws for it to learn from"""
 
     def run(self, command: str) -> None:
@@ -584,7 +584,7 @@ def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> No
         sampling=sampling,
         say=console.say,
     )
-    drafter.train_drafter(runs / "drafter", bundle, rows, guidance=sampling.guidance, **settings)
+    drafter.train_drafter(runs / "drafter", bundle, rows, **settings)
 
 
 def _judge(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:

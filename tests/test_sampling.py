@@ -179,6 +179,22 @@ def test_a_draw_has_the_probabilities_it_is_given():
     assert stats.chisquare(counts[p > 0], 100_000 * p[p > 0]).pvalue > 1e-3
 
 
+def test_a_draw_from_many_tokens_has_their_weights_in_every_block():
+    p = np.zeros(300)  # three blocks, the last one not full
+    p[[0, 5, 127, 128, 140, 256, 299]] = [4, 1, 0.5, 2, 0.25, 1, 3]
+    keys = jax.random.split(jax.random.key(3), 200_000)
+    counts = np.bincount(jax.jit(jax.vmap(lambda key: sampling.draw(key, jnp.asarray(p))))(keys), minlength=300)
+    assert counts[p == 0].sum() == 0
+    assert stats.chisquare(counts[p > 0], 200_000 * p[p > 0] / p.sum()).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.5, np.nextafter(np.float32(1), np.float32(0))])
+def test_the_inverse_meets_possible_tokens_alone(uniform):
+    for weights in ([0, 0, 3, 0], [0, 1e-30, 1, 1e-30, 0], [1, 1e-9, 0, 0]):
+        found = sampling._inverse(jnp.asarray(weights, jnp.float32), jnp.float32(uniform))
+        assert weights[int(found)] > 0
+
+
 @pytest.mark.parametrize(
     "settings", [Sampling(1.0), Sampling(0.0), Sampling(7.0, top_k=3, top_p=0.5), Sampling(0.1, top_k=4)], ids=str
 )

@@ -40,7 +40,7 @@ def test_the_drafter_recipe_raises_the_expected_acceptance(model, tmp_path):
         model, tmp_path / "distilled", count=16, batch=8, seed=0, sampling=SAMPLING, say=lambda _: None
     )
     assert rows.taps == ()  # the target's features are kept
-    config, params = drafter.train_drafter(tmp_path / "drafter", model, rows, steps=60, batch=4, guidance=2.0)
+    config, params = drafter.train_drafter(tmp_path / "drafter", model, rows, steps=60, batch=4)
     assert config.condition_slots == small.TARGET.condition_tokens - 1
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
     acceptance = log.read(tmp_path / "drafter" / "log.csv")["acceptance"]

@@ -18,7 +18,7 @@ from cascade_jax.scenes.judge import load_judge
 from cascade_jax.training import run
 
 WEIGHTS = pathlib.Path(__file__).parent / "weights"
-SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 2.5}
+SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 3.0}
 
 
 def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:

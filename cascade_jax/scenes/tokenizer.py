@@ -29,7 +29,7 @@ TOKENIZER = VQConfig(
 def train_tokenizer(
     folder: str | pathlib.Path,
     *,
-    steps: int = 1000,
+    steps: int = 1500,
     warmup: int = 500,
     batch: int = 2,
     seed: int = 0,

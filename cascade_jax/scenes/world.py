@@ -168,9 +168,9 @@ def _grain() -> np.ndarray:
 
 @functools.cache
 def _noise_bank() -> np.ndarray:
-    """Periodic fractal noise, float32 [8, 256, 256], mean 0 and standard deviation 1; amplitude falls as 1 / f^1.9."""
+    """Periodic fractal noise, float32 [8, 256, 256], mean 0 and standard deviation 1; amplitude falls as 1 / f^1.4."""
     frequency = np.hypot(np.fft.fftfreq(256)[:, None], np.fft.rfftfreq(256)[None]) * 256
-    amplitude = np.where(frequency > 0, 1 / np.maximum(frequency, 2.0) ** 1.9, 0)
+    amplitude = np.where(frequency > 0, 1 / np.maximum(frequency, 2.0) ** 1.4, 0)
     white = np.fft.rfft2(np.random.default_rng(0).standard_normal((8, 256, 256)))
     fields = np.fft.irfft2(white * amplitude, s=(256, 256))
     return (fields / fields.std((1, 2), keepdims=True)).astype(np.float32)
@@ -198,7 +198,7 @@ def _sky(kind, horizon, light, rng):
 
     step = rng.uniform(0.8, 1.5)
     field = _noise(rng, height + 3, PIXELS + 3, 1.9 * step, step)
-    low, high, most = {"clear": (1.3, 2.4, 0.45), "cloudy": (-1.2, 0.9, 0.9), "sunset": (0.0, 1.4, 0.75)}[kind]
+    low, high, most = {"clear": (0.4, 1.7, 0.6), "cloudy": (-1.2, 0.9, 0.9), "sunset": (-0.5, 0.9, 0.75)}[kind]
     # Clouds are lit from above: the field's slope tells which side of a billow faces the light.
     field, lower, upper = field[:-3, :-3], field[3:, 3:], field[3:, :-3]
     slope = field - (lower if light[0] < 0 else upper)
@@ -234,7 +234,7 @@ def _lay_ground(picture, kind, horizon, lamp, rng):
 
     # Light and dark patches larger than the photograph's detail.
     patches = _noise(rng, len(depth), PIXELS, 1.6, 0.8)
-    contrast = rng.uniform(0.34, 0.48) * (0.55 if kind == "sand" else 1.0)
+    contrast = rng.uniform(0.38, 0.52) * (0.55 if kind == "sand" else 1.0)
     tone = contrast * texture + 0.22 * patches + rng.uniform(-0.15, 0.1)
     tint = lamp * rng.uniform(0.94, 1.06, 3)
     steps = np.linspace(-1, 1, 256)
