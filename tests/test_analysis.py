@@ -16,7 +16,7 @@ from cascade_jax.evaluation import analysis, figures
 from cascade_jax.tree import DynamicTree
 
 TREE, RULE = trees.parse("0 1 2 00 01 10"), cj.cascade(0.3, 0.3, 0.4)
-KEY = jax.random.key(4)
+KEY = jax.random.key(5)
 BOTH = ["seen", pytest.param("dynamic", marks=pytest.mark.slow)]
 
 

@@ -71,9 +71,9 @@ class Plain:
 
 @pytest.fixture(scope="module")
 def midway(tiny):
-    """Three steps into a picture: rows have different counts, and pairs that the drafter has not taken in yet."""
+    """Four steps into a picture: rows have different counts, and pairs that the drafter has not taken in yet."""
     prefix = tiny.prefix(8)
-    state = tiny.run(SMALL, tiny.start(SMALL, SAMPLED, prefix=prefix), SAMPLED, limit=3)
+    state = tiny.run(SMALL, tiny.start(SMALL, SAMPLED, prefix=prefix), SAMPLED, limit=4)
     assert len(np.unique(state.count)) > 2
     assert len(np.unique(state.drafter.pending)) > 1
     return prefix, state
