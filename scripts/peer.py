@@ -26,8 +26,9 @@ from cascade_jax import cache as kv
 from cascade_jax import methods, platforms
 from cascade_jax.bundle import Bundle, default_sampling
 from cascade_jax.cache import Context
-from cascade_jax.evaluation import bench, files
+from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import machine
+from cascade_jax.measure import bench
 from cascade_jax.models.transformer import rope_1d, run_blocks
 
 PREFIX = 32  # prompt tokens

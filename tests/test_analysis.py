@@ -12,7 +12,7 @@ from PIL import Image
 import cascade_jax as cj
 from cascade_jax import pipeline, trees
 from cascade_jax.bundle import abstract
-from cascade_jax.evaluation import analysis, figures
+from cascade_jax.paper import figures, traces
 from cascade_jax.tree import DynamicTree
 
 TREE, RULE = trees.parse("0 1 2 00 01 10"), cj.cascade(0.3, 0.3, 0.4)
@@ -32,12 +32,12 @@ def prompts():
 
 @pytest.fixture(scope="module")
 def seen(bundle, prompts):
-    return analysis.trace(bundle, prompts[0], KEY, RULE, TREE)
+    return traces.trace(bundle, prompts[0], KEY, RULE, TREE)
 
 
 @pytest.fixture(scope="module")
 def dynamic(bundle, prompts):
-    return analysis.trace(bundle, prompts[0], KEY, RULE, DynamicTree(3, 1, 6))
+    return traces.trace(bundle, prompts[0], KEY, RULE, DynamicTree(3, 1, 6))
 
 
 def test_a_trace_draws_the_picture_that_generate_draws(bundle, prompts, seen):
@@ -64,10 +64,10 @@ def test_steps_emit_the_output(name, request):
 @pytest.mark.parametrize("name", BOTH)
 def test_reasons_are_what_the_random_numbers_say(name, request):
     trace = request.getfixturevalue(name)
-    visited = trace.reason != analysis.NOT_VISITED
-    accepted = trace.reason >= analysis.STRICT
+    visited = trace.reason != traces.NOT_VISITED
+    accepted = trace.reason >= traces.STRICT
     np.testing.assert_array_equal(accepted, visited & (trace.uniform < trace.probability))
-    np.testing.assert_array_equal(trace.reason == analysis.STRICT, accepted & (trace.uniform < trace.strict))
+    np.testing.assert_array_equal(trace.reason == traces.STRICT, accepted & (trace.uniform < trace.strict))
     np.testing.assert_array_equal(np.sum(accepted, axis=1), trace.accepted)
     for step, path in enumerate(trace.path):
         assert set(np.flatnonzero(accepted[step])) == set(path[path > 0])
@@ -79,22 +79,22 @@ def test_reasons_are_what_the_random_numbers_say(name, request):
 
 def test_both_kinds_of_relaxation_are_told_apart(bundle, prompts, seen):
     """With one threshold above 1 nothing is accepted for the other's reason."""
-    assert {analysis.STRICT, analysis.FIRST, analysis.SECOND} <= set(np.unique(seen.reason))
-    for taus, absent in (((1.1, -1.0), analysis.FIRST), ((-1.0, 1.1), analysis.SECOND)):
-        reasons = analysis.trace(bundle, prompts[0], KEY, cj.cascade(*taus, 9.0), TREE).reason
-        present = {analysis.FIRST, analysis.SECOND} - {absent}
+    assert {traces.STRICT, traces.FIRST, traces.SECOND} <= set(np.unique(seen.reason))
+    for taus, absent in (((1.1, -1.0), traces.FIRST), ((-1.0, 1.1), traces.SECOND)):
+        reasons = traces.trace(bundle, prompts[0], KEY, cj.cascade(*taus, 9.0), TREE).reason
+        present = {traces.FIRST, traces.SECOND} - {absent}
         assert present <= set(np.unique(reasons))
         assert absent not in reasons
 
 
 @pytest.mark.slow
 def test_token_by_token_nothing_is_accepted(bundle, prompts):
-    trace = analysis.trace(bundle, prompts[0], KEY, cj.strict(), trees.ROOT)
+    trace = traces.trace(bundle, prompts[0], KEY, cj.strict(), trees.ROOT)
     assert len(trace) == 15
     assert not trace.reason.any()
     np.testing.assert_array_equal(trace.output[1:], trace.next_token)
-    assert analysis.relaxation_map(trace).shape == (4, 4)
-    assert analysis.acceptance_by_depth_and_rank(trace)[0].size == 0
+    assert traces.relaxation_map(trace).shape == (4, 4)
+    assert traces.acceptance_by_depth_and_rank(trace)[0].size == 0
 
 
 @pytest.mark.parametrize("name", BOTH)
@@ -102,7 +102,7 @@ def test_sets_are_those_of_the_equations(name, request):
     trace = request.getfixturevalue(name)
     found = 0
     for step in range(len(trace)):
-        alike, converging = analysis.sets(trace, step)
+        alike, converging = traces.sets(trace, step)
         tokens, parents, cosine = trace.tokens[step], trace.parents[step], trace.cosine[step]
         for a in range(len(tokens)):
             for b in range(len(tokens)):
@@ -111,21 +111,21 @@ def test_sets_are_those_of_the_equations(name, request):
                 assert alike[a, b] == interchangeable
                 assert converging[a, b] == (real and parents[b] == a and cosine[a, b] >= np.float32(0.3))
         found += alike.any() + converging.any()
-        assert not any(own.any() for own in analysis.sets(trace, step, tau_pos=1.1, tau_seq=1.1))
+        assert not any(own.any() for own in traces.sets(trace, step, tau_pos=1.1, tau_seq=1.1))
     assert found
 
 
 def test_thresholds_are_a_rules_or_must_be_given(seen):
-    assert analysis.thresholds(cj.cascade(0.5, 0.25, ledger="coupled")) == (0.5, 0.25)
-    assert analysis.thresholds(cj.bounded(cj.grouped(3), 0.1)) is None
+    assert traces.thresholds(cj.cascade(0.5, 0.25, ledger="coupled")) == (0.5, 0.25)
+    assert traces.thresholds(cj.bounded(cj.grouped(3), 0.1)) is None
     strict = dataclasses.replace(seen, rule=cj.strict())
-    assert analysis.sets(strict, 0, 0.3, 0.3)[0].shape == (7, 7)
+    assert traces.sets(strict, 0, 0.3, 0.3)[0].shape == (7, 7)
     with pytest.raises(ValueError, match="this rule has no thresholds: give tau_pos and tau_seq"):
-        analysis.sets(strict, 0, tau_pos=0.3)
+        traces.sets(strict, 0, tau_pos=0.3)
 
 
 def test_acceptance_is_counted_by_depth_and_rank(seen):
-    rates, examined = analysis.acceptance_by_depth_and_rank([seen, seen])
+    rates, examined = traces.acceptance_by_depth_and_rank([seen, seen])
     assert rates.shape == examined.shape == (2, 3)
     for depth in (1, 2):
         for rank in (0, 1, 2):
@@ -133,8 +133,8 @@ def test_acceptance_is_counted_by_depth_and_rank(seen):
             for step in range(len(seen)):
                 for node in range(1, TREE.num_nodes):
                     if TREE.depths[node] == depth and TREE.paths[node][-1] == rank:
-                        turns += 2 * (seen.reason[step, node] >= analysis.REJECTED)
-                        hits += 2 * (seen.reason[step, node] >= analysis.STRICT)
+                        turns += 2 * (seen.reason[step, node] >= traces.REJECTED)
+                        hits += 2 * (seen.reason[step, node] >= traces.STRICT)
             assert examined[depth - 1, rank] == turns
             assert rates[depth - 1, rank] == pytest.approx(hits / turns) if turns else np.isnan(rates[depth - 1, rank])
     assert examined[0, 0] == 2 * len(seen)
@@ -143,7 +143,7 @@ def test_acceptance_is_counted_by_depth_and_rank(seen):
 
 def test_the_map_of_relaxation_lies_where_the_tokens_do(seen):
     charges = {
-        "relaxed": np.where(seen.reason >= analysis.FIRST, 1.0, 0.0),
+        "relaxed": np.where(seen.reason >= traces.FIRST, 1.0, 0.0),
         "nominal": seen.gained,
         "coupled": np.abs(seen.probability - seen.strict),
     }
@@ -154,37 +154,37 @@ def test_the_map_of_relaxation_lies_where_the_tokens_do(seen):
                 place = seen.position[step] + TREE.depths[node] - 1
                 if place < 16 and not np.isnan(seen.uniform[step, node]):
                     expected[place] += charge[step, node]
-        found = analysis.relaxation_map(seen, (2, 8), what=what)
+        found = traces.relaxation_map(seen, (2, 8), what=what)
         assert found.shape == (2, 8)
         np.testing.assert_allclose(found.ravel(), expected, atol=1e-6)
         assert 0 < found.sum() < 16
-    np.testing.assert_array_equal(analysis.relaxation_map(seen).ravel(), found.ravel())
+    np.testing.assert_array_equal(traces.relaxation_map(seen).ravel(), found.ravel())
     with pytest.raises(ValueError, match="what must be one of coupled, nominal, relaxed, not 'all'"):
-        analysis.relaxation_map(seen, what="all")
+        traces.relaxation_map(seen, what="all")
 
 
 def test_a_pictures_codes_are_found_between_other_tokens():
     expected = np.arange(4)[:, None] * 5 + np.arange(4)
     for family, places in (("chameleon", expected), ("llamagen", np.arange(16).reshape(4, 4))):
-        np.testing.assert_array_equal(analysis.places(abstract(tiny_bundles.config(family))), places)
+        np.testing.assert_array_equal(traces.places(abstract(tiny_bundles.config(family))), places)
 
 
 def test_similarity_is_the_cosine():
     features = np.random.default_rng(0).normal(size=(12, 5))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)
     # float32 products of five terms
-    np.testing.assert_allclose(analysis.similarity(features), unit @ unit.T, atol=1e-6)
-    rows = analysis.similarity_rows(features, 4)
+    np.testing.assert_allclose(traces.similarity(features), unit @ unit.T, atol=1e-6)
+    rows = traces.similarity_rows(features, 4)
     assert rows.shape == (3, 4, 4)
     np.testing.assert_allclose(rows[2], (unit @ unit.T)[8:, 8:], atol=1e-6)
     with pytest.raises(ValueError, match="12 features make no rows of 5"):
-        analysis.similarity_rows(features, 5)
+        traces.similarity_rows(features, 5)
 
 
 def test_a_model_on_many_devices_makes_no_trace(bundle, prompts):
     divided = dataclasses.replace(bundle, mesh=object())
     with pytest.raises(ValueError, match="a trace is made on one device"):
-        analysis.trace(divided, prompts[0], KEY, RULE, TREE)
+        traces.trace(divided, prompts[0], KEY, RULE, TREE)
 
 
 def drawn(figure) -> np.ndarray:
@@ -209,7 +209,7 @@ def test_a_steps_tree_is_drawn_with_a_patch_for_every_draft(bundle, seen):
 
 def test_maps_and_similarities_are_drawn_next_to_pictures(bundle, prompts, seen):
     features = pipeline.score(bundle, prompts, seen.output[None]).features[0]
-    rows = analysis.similarity_rows(features, 4)
+    rows = traces.similarity_rows(features, 4)
     assert len(figures.draw_rows([seen.image] * 2, [rows] * 2).axes) == 2 * 4 + 1
-    assert len(figures.draw_sequences([seen.image], [analysis.similarity(features)], [rows]).axes) == 3 + 1
-    assert drawn(figures.draw_map(seen.image, analysis.relaxation_map(seen), "coupled")).std() > 10
+    assert len(figures.draw_sequences([seen.image], [traces.similarity(features)], [rows]).axes) == 3 + 1
+    assert drawn(figures.draw_map(seen.image, traces.relaxation_map(seen), "coupled")).std() > 10

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import acceptance, cli, console, methods, pipeline, trees
+from cascade_jax import acceptance, cli, methods, pipeline, trees
+from cascade_jax.cli import console
 
 PROMPT = "a red ball on gravel"
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from cascade_jax.evaluation import clip_score, fid
+from cascade_jax.evaluation.metrics import clip as clip_score
+from cascade_jax.evaluation.metrics import fid
 from cascade_jax.models.clip import normalise
 from checkpoints_convert import convert
 

@@ -11,7 +11,9 @@ from small import write_bundle
 
 from cascade_jax import bundle as bundles
 from cascade_jax import cli, methods, pipeline, trees
-from cascade_jax.evaluation import bench, compare, files, quality, sweep
+from cascade_jax.evaluation import compare, files, sweep
+from cascade_jax.evaluation.metrics import judge as quality
+from cascade_jax.measure import bench
 from cascade_jax.pipeline import Report
 from cascade_jax.scenes import captions, data, judge
 

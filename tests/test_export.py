@@ -12,9 +12,11 @@ import tiny_bundles
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import artifact, bundle, cli, export, methods, pipeline, trees
-from cascade_jax.artifact import Artifact, ArtifactError
+from cascade_jax import bundle, cli, methods, pipeline, trees
 from cascade_jax.bundle import Config
+from cascade_jax.export import artifact
+from cascade_jax.export import programs as export
+from cascade_jax.export.artifact import Artifact, ArtifactError
 from cascade_jax.models import chameleon, janus, llamagen
 from cascade_jax.models.eagle import EagleConfig
 from cascade_jax.models.vq import DS16

@@ -14,7 +14,8 @@ import pytest
 from small import write_bundle
 
 from cascade_jax import cli
-from cascade_jax.evaluation import jobs, quality
+from cascade_jax.evaluation import jobs
+from cascade_jax.evaluation.metrics import judge as quality
 
 ROOT = pathlib.Path(cli.__file__).parents[1]
 PROMPTS = ["a red ball on gravel", "a blue cone on grass", "a green cube on sand", "a white ball on brick"] * 3

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cascade_jax.recipes import judge as recipe
 from cascade_jax.scenes import captions, judge
 from cascade_jax.scenes.world import COLOURS, GROUNDS, PLACES, SHAPES, SIZES, SKIES, Scene, Thing
 
@@ -96,6 +97,6 @@ def test_the_judge_reads_any_number_of_pictures_in_batches():
 def test_worn_pictures_keep_their_shape_and_depend_on_the_generator_alone():
     image = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
     for seed in range(6):
-        first, second = (judge.wear(np.random.default_rng(seed), image) for _ in range(2))
+        first, second = (recipe.wear(np.random.default_rng(seed), image) for _ in range(2))
         assert first.shape == image.shape and first.dtype == np.uint8
         np.testing.assert_array_equal(first, second)

@@ -10,8 +10,9 @@ import small
 from flax import nnx
 
 import cascade_jax as cj
-from cascade_jax import bundle, export, methods, platforms
-from cascade_jax.evaluation import bench
+from cascade_jax import bundle, methods, platforms
+from cascade_jax.export import programs as export
+from cascade_jax.measure import bench
 from cascade_jax.models.transformer import OutputMajor, matmul, output_major, straight, to_logits
 from cascade_jax.training.data import fingerprint
 

@@ -6,7 +6,8 @@ import pytest
 import small
 import tiny_bundles
 
-from cascade_jax import artifact, bundle, cli, mesh, pipeline, platforms, sharding
+from cascade_jax import bundle, cli, mesh, pipeline, platforms, sharding
+from cascade_jax.export import artifact
 from cascade_jax.models.chameleon import preset
 
 

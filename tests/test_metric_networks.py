@@ -19,7 +19,9 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from cascade_jax import bundle, cli
-from cascade_jax.evaluation import clip_score, fid, files, pictures
+from cascade_jax.evaluation import files, pictures
+from cascade_jax.evaluation.metrics import clip as clip_score
+from cascade_jax.evaluation.metrics import fid
 from cascade_jax.models import clip, inception
 from checkpoints_convert import ConvertError, convert
 
@@ -177,7 +179,7 @@ def test_commands_know_what_measures_from_what_draws(network, tmp_path, monkeypa
         assert "is a network that measures pictures (inception), not a model that draws them" in err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(bundle.BundleError, match="is a model that draws, and one that measures is needed: clip, incep"):
-        bundle.load_metric(pathlib.Path(bundle.__file__).parent / "scenes" / "weights")
+        bundle.load_metric(pathlib.Path(bundle.__file__).parents[1] / "scenes" / "weights")
 
 
 def test_what_is_no_such_network_is_told_apart(network, tmp_path):

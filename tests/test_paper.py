@@ -12,9 +12,12 @@ from small import write_bundle
 
 from cascade_jax import cli, methods, pipeline, trees
 from cascade_jax.bundle import save_tree
-from cascade_jax.evaluation import captions, paper, paper_numbers, quality, run
-from cascade_jax.evaluation.paper import Lab
-from cascade_jax.paper_commands import parse_drafters
+from cascade_jax.cli.paper import parse_drafters
+from cascade_jax.evaluation import captions, run
+from cascade_jax.evaluation.metrics import judge as quality
+from cascade_jax.paper import numbers as paper_numbers
+from cascade_jax.paper import tables as paper
+from cascade_jax.paper.tables import Lab
 
 ALPHAS = {"ar": 0.0, "eagle": 1.0, "lantern": 1.5, "lantern++": 1.25, "gsd": 2.0, "cascade": 3.0}
 

@@ -9,9 +9,13 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import acceptance, cli, eval_commands, methods, pipeline
-from cascade_jax.evaluation import clip_score, compare, fid, jobs, quality, run
+from cascade_jax import acceptance, cli, methods, pipeline
+from cascade_jax.cli import evaluation as eval_commands
+from cascade_jax.evaluation import compare, jobs, run
 from cascade_jax.evaluation.captions import Caption
+from cascade_jax.evaluation.metrics import clip as clip_score
+from cascade_jax.evaluation.metrics import fid
+from cascade_jax.evaluation.metrics import judge as quality
 from cascade_jax.methods import Method
 from cascade_jax.sampling import Sampling
 

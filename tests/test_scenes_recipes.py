@@ -10,8 +10,8 @@ from flax import nnx
 
 from cascade_jax import bundle
 from cascade_jax.models.vq import VQConfig, VQModel
+from cascade_jax.recipes import drafter, target
 from cascade_jax.sampling import Sampling
-from cascade_jax.scenes import drafter, target
 from cascade_jax.training import log, run
 
 SAMPLING = Sampling(guidance=2.0)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import tiny_bundles
 
-from cascade_jax import artifact, mesh, methods, pipeline, sampling, sharding, trees
+from cascade_jax import mesh, methods, pipeline, sampling, sharding, trees
 from cascade_jax.bundle import default_sampling
+from cascade_jax.export import artifact
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs JAX_NUM_CPU_DEVICES=8")
 BATCH = 3

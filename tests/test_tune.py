@@ -10,7 +10,7 @@ from small import write_bundle
 
 import cascade_jax as cj
 from cascade_jax import bundle, cli, methods, pipeline, trees
-from cascade_jax.evaluation import bench, tune
+from cascade_jax.measure import bench, tune
 
 TABLE = np.array([[0.5, 0.2, 0.1], [0.4, 0.3, 0.1]])
 

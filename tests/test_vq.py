@@ -5,7 +5,7 @@ import pytest
 from flax import nnx
 
 from cascade_jax.models import vq
-from cascade_jax.scenes import tokenizer
+from cascade_jax.recipes import tokenizer
 
 SMALL = vq.VQConfig(32, 4, channels=8, channel_multipliers=(1, 2), res_blocks=1, z_channels=8, norm_groups=4)
 

@@ -23,7 +23,7 @@ from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, default_sampling
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.grid import grid
-from cascade_jax.evaluation.quality import Referee, interval
+from cascade_jax.evaluation.metrics.judge import Referee, interval
 from cascade_jax.methods import Method
 from cascade_jax.pipeline import Generated, Report
 from cascade_jax.sampling import Sampling

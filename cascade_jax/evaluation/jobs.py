@@ -21,7 +21,7 @@ from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import acceptance_figures, machine
-from cascade_jax.evaluation.quality import Referee
+from cascade_jax.evaluation.metrics.judge import Referee
 from cascade_jax.methods import Method
 from cascade_jax.pipeline import Report
 from cascade_jax.sampling import Sampling

@@ -12,8 +12,8 @@ from flax import nnx
 
 from cascade_jax import bundle as bundles
 from cascade_jax import decode, pipeline
-from cascade_jax.artifact import ArtifactError, Lowered, named
 from cascade_jax.bundle import Bundle, default_sampling
+from cascade_jax.export.artifact import ArtifactError, Lowered, named
 from cascade_jax.methods import Method
 from cascade_jax.models.prompt import TokenRows
 from cascade_jax.models.transformer import straight

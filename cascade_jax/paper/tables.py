@@ -19,17 +19,18 @@ import numpy as np
 from cascade_jax import methods as by_name
 from cascade_jax import pipeline
 from cascade_jax.bundle import Bundle, default_sampling
-from cascade_jax.evaluation import analysis, compare, figures, files, pictures, run, sweep
-from cascade_jax.evaluation import paper_numbers as paper
+from cascade_jax.evaluation import compare, files, pictures, run, sweep
 from cascade_jax.evaluation.captions import Caption
-from cascade_jax.evaluation.clip_score import Scorer
-from cascade_jax.evaluation.confidence import Confidence, confidence
-from cascade_jax.evaluation.fid import Distance
 from cascade_jax.evaluation.grid import grid
-from cascade_jax.evaluation.paper_numbers import Numbers
-from cascade_jax.evaluation.quality import Referee
+from cascade_jax.evaluation.metrics.clip import Scorer
+from cascade_jax.evaluation.metrics.fid import Distance
+from cascade_jax.evaluation.metrics.judge import Referee
 from cascade_jax.methods import Method
 from cascade_jax.models.eagle3 import Eagle3Config
+from cascade_jax.paper import figures, traces
+from cascade_jax.paper import numbers as paper
+from cascade_jax.paper.confidence import Confidence, confidence
+from cascade_jax.paper.numbers import Numbers
 from cascade_jax.sampling import Sampling
 
 RUN = "run"  # the run folder, in the folder of the results
@@ -264,7 +265,7 @@ def figure_14(lab: Lab) -> Result:
 def figure_3(lab: Lab) -> Result:
     """Similarity of the target's features within rows of the picture."""
     images, features = _own_pictures(lab)
-    rows = [analysis.similarity_rows(own, _width(lab)) for own in features]
+    rows = [traces.similarity_rows(own, _width(lab)) for own in features]
     pages = {"figure3.png": figures.draw_rows(images, rows)}
     content = {"pictures": [_likeness(*each) for each in zip(lab.texts, images, rows)]}
     return Result("figure3", "Figure 3: similarity of features within rows", content, pages=pages)
@@ -273,8 +274,8 @@ def figure_3(lab: Lab) -> Result:
 def figure_9(lab: Lab) -> Result:
     """Similarity of the target's features over the full sequence and within the last row; figure 10 is the same."""
     images, features = _own_pictures(lab)
-    rows = [analysis.similarity_rows(own, _width(lab)) for own in features]
-    every = [analysis.similarity(own) for own in features]
+    rows = [traces.similarity_rows(own, _width(lab)) for own in features]
+    every = [traces.similarity(own) for own in features]
     pages = {"figure9.png": figures.draw_sequences(images, every, rows)}
     found = [_likeness(*each) for each in zip(lab.texts, images, rows)]
     for own, whole, last in zip(found, every, rows):
@@ -287,7 +288,7 @@ def figure_9(lab: Lab) -> Result:
 def figure_8(lab: Lab) -> Result:
     """How sure the target is of its tokens."""
     tokens, images = _token_by_token(lab)
-    sampling, places = _sampling(lab), analysis.places(lab.bundle)
+    sampling, places = _sampling(lab), traces.places(lab.bundle)
     each = [confidence(lab.bundle, [text], own[None], sampling) for text, own in zip(lab.texts, tokens)]
     found = Confidence(*(np.concatenate([getattr(own, name) for own in each]) for name in ("entropy", "top1")))
     codes = lab.bundle.config.vq.codebook_size
@@ -511,7 +512,7 @@ def _token_by_token(lab: Lab) -> tuple[np.ndarray, np.ndarray]:
 def _own_pictures(lab: Lab) -> tuple[np.ndarray, list[np.ndarray]]:
     """Pictures that the target draws on its own, and its features [H W, h] at the codes of each, one at a time."""
     tokens, images = _token_by_token(lab)
-    places = analysis.places(lab.bundle).ravel()
+    places = traces.places(lab.bundle).ravel()
     features = []
     for text, own in zip(lab.texts, tokens):
         scored = pipeline.score(lab.bundle, [text], own[None])
@@ -520,7 +521,7 @@ def _own_pictures(lab: Lab) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def _width(lab: Lab) -> int:
-    return analysis.places(lab.bundle).shape[1]
+    return traces.places(lab.bundle).shape[1]
 
 
 def _likeness(text: str, image: np.ndarray, rows: np.ndarray) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cascade_jax.bundle import Bundle
-from cascade_jax.evaluation.analysis import FIRST, NOT_VISITED, REASONS, REJECTED, SECOND, STRICT, Trace, thresholds
-from cascade_jax.evaluation.analysis import sets as sets_of
-from cascade_jax.evaluation.confidence import Confidence
+from cascade_jax.paper.confidence import Confidence
+from cascade_jax.paper.traces import FIRST, NOT_VISITED, REASONS, REJECTED, SECOND, STRICT, Trace, thresholds
+from cascade_jax.paper.traces import sets as sets_of
 
 COLOURS = {NOT_VISITED: "#b4b4b4", REJECTED: "#c0392b", STRICT: "#2a9d4a", FIRST: "#2563eb", SECOND: "#ea7a1c"}
 _ROOT, _LEVEL, _HALF = "#222222", 1.75, 0.4  # the root's colour, distance of levels, half a patch's side

@@ -23,7 +23,7 @@ from flax import nnx
 
 from cascade_jax import bundle
 from cascade_jax.evaluation import files, pictures
-from cascade_jax.evaluation.quality import Moments, frechet
+from cascade_jax.evaluation.metrics.judge import Moments, frechet
 from cascade_jax.models.inception import Inception
 from cascade_jax.training.data import fingerprint
 

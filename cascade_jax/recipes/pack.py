@@ -12,12 +12,12 @@ from flax import nnx
 
 from cascade_jax import bundle
 from cascade_jax.bundle import Bundle, Config, replaced
-from cascade_jax.scenes import target as target_recipe
-from cascade_jax.scenes import tokenizer as tokenizer_recipe
-from cascade_jax.scenes.judge import load_judge
+from cascade_jax.recipes import target as target_recipe
+from cascade_jax.recipes import tokenizer as tokenizer_recipe
+from cascade_jax.recipes.judge import load_judge
 from cascade_jax.training import run
 
-WEIGHTS = pathlib.Path(__file__).parent / "weights"
+WEIGHTS = pathlib.Path(__file__).parents[1] / "scenes" / "weights"
 SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 3.0}
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from cascade_jax import console
+from cascade_jax.cli import console
 
 _KIND = "(default: the drafter's)"
 

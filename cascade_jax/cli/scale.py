@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from cascade_jax import console
+from cascade_jax.cli import console
 
 Model = Annotated[str, arg(metavar="MODEL")]
 File = Annotated[pathlib.Path, arg(metavar="FILE")]
@@ -86,7 +86,8 @@ class GenerateList:
             from cascade_jax import mesh as meshes
             from cascade_jax import methods, pipeline
             from cascade_jax.bundle import default_sampling
-            from cascade_jax.evaluation import compare, files, jobs, quality
+            from cascade_jax.evaluation import compare, files, jobs
+            from cascade_jax.evaluation.metrics import judge as quality
 
             methods.check_name(self.method)
             sizes = self.mesh and meshes.parse(self.mesh)
@@ -156,7 +157,8 @@ class TuneTree:
             for name in ("count", "most_drafts", "most_depth", "steps", "repeats"):
                 at_least_one(name, getattr(self, name))
             from cascade_jax import bundle, methods, pipeline
-            from cascade_jax.evaluation import compare, files, tune
+            from cascade_jax.evaluation import compare, files
+            from cascade_jax.measure import tune
             from cascade_jax.scenes import data
 
             methods.check_name(self.method)
@@ -212,8 +214,10 @@ class Export:
             for name in ("batch", "slots"):
                 at_least_one(name, getattr(self, name))
             settings = parse_settings(self.settings)
-            from cascade_jax import artifact, export, methods, pipeline
+            from cascade_jax import methods, pipeline
             from cascade_jax.evaluation import files
+            from cascade_jax.export import artifact
+            from cascade_jax.export import programs as export
 
             files.check_file(self.out)
             platforms = export.check_platforms(self.platforms.split(","))
@@ -247,8 +251,8 @@ class RunExported:
             if not self.prompts:
                 raise ValueError("there is no prompt: give one behind the file")
             check_seed(self.seed)
-            from cascade_jax.artifact import Artifact
             from cascade_jax.evaluation import files
+            from cascade_jax.export.artifact import Artifact
 
             paths = files.picture_paths(self.prompts, self.out)
         console.set_up()
@@ -289,7 +293,7 @@ def check_prompts(bundle, texts: Sequence[str]) -> None:
 
 def referee_for(bundle, folder: pathlib.Path | None):
     """The judge of scenes, in a folder or the package's; None for other models. Says on stderr what stays unknown."""
-    from cascade_jax.evaluation import quality
+    from cascade_jax.evaluation.metrics import judge as quality
 
     if bundle.config.text != "scenes":
         return None

@@ -7,9 +7,9 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from cascade_jax import console
-from cascade_jax.eval_commands import Metrics
-from cascade_jax.scale_commands import (
+from cascade_jax.cli import console
+from cascade_jax.cli.evaluation import Metrics
+from cascade_jax.cli.scale import (
     at_least_one,
     check_prompts,
     check_seed,
@@ -60,7 +60,9 @@ class Paper:
         with console.bad_input():
             self._check()
             from cascade_jax import pipeline
-            from cascade_jax.evaluation import captions, fid, files, paper
+            from cascade_jax.evaluation import captions, files
+            from cascade_jax.evaluation.metrics import fid
+            from cascade_jax.paper import tables as paper
 
             if self.what not in paper.WHAT:
                 raise ValueError(f"unknown table or figure {self.what!r}; known: {', '.join(paper.WHAT)}")

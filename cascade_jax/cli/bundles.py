@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from cascade_jax import console
+from cascade_jax.cli import console
 
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
 

@@ -27,7 +27,7 @@ import numpy as np
 from cascade_jax import decode, pipeline
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
-from cascade_jax.evaluation import bench
+from cascade_jax.measure import bench
 from cascade_jax.methods import Method
 from cascade_jax.tree import EAGLE_25, Tree, chain, full
 

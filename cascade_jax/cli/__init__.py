@@ -19,11 +19,12 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from cascade_jax import console, train_commands
-from cascade_jax.bundle_commands import Convert, Info, Merge, Neighbours
-from cascade_jax.eval_commands import Eval
-from cascade_jax.paper_commands import Paper
-from cascade_jax.scale_commands import (
+from cascade_jax.cli import console
+from cascade_jax.cli import training as train_commands
+from cascade_jax.cli.bundles import Convert, Info, Merge, Neighbours
+from cascade_jax.cli.evaluation import Eval
+from cascade_jax.cli.paper import Paper
+from cascade_jax.cli.scale import (
     Dtype,
     Export,
     GenerateList,
@@ -347,7 +348,7 @@ class Pack:
     def run(self, command: str) -> None:
         with console.bad_input():
             from cascade_jax.evaluation import files
-            from cascade_jax.scenes import pack
+            from cascade_jax.recipes import pack
 
             out = pack.WEIGHTS if self.out is None else self.out
             if not self.runs.is_dir():
@@ -392,7 +393,8 @@ class Bench:
             if self.alpha is not None and not 0 <= self.alpha < float("inf"):
                 raise ValueError(f"alpha must be at least 0, not {self.alpha}")
             from cascade_jax import methods
-            from cascade_jax.evaluation import bench, files
+            from cascade_jax.evaluation import files
+            from cascade_jax.measure import bench
             from cascade_jax.scenes import data
 
             methods.check_name(self.method)
@@ -558,20 +560,20 @@ def _installed(module: str) -> bool:
 
 
 def _tokenizer(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
-    from cascade_jax.scenes import tokenizer
+    from cascade_jax.recipes import tokenizer
 
     tokenizer.train_tokenizer(runs / "tokenizer", **settings)
 
 
 def _target(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
-    from cascade_jax.scenes import target, tokenizer
+    from cascade_jax.recipes import target, tokenizer
 
     target.train_target(runs / "target", tokenizer.load_tokenizer(runs / "tokenizer"), **settings)
 
 
 def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
     from cascade_jax.bundle import default_sampling
-    from cascade_jax.scenes import drafter, pack
+    from cascade_jax.recipes import drafter, pack
 
     bundle = pack.from_runs(runs, drafter=False)
     sampling = default_sampling(bundle.config)
@@ -588,8 +590,8 @@ def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> No
 
 
 def _judge(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
-    from cascade_jax.evaluation import quality
-    from cascade_jax.scenes import judge, tokenizer
+    from cascade_jax.evaluation.metrics import judge as quality
+    from cascade_jax.recipes import judge, tokenizer
 
     judge.train_judge(runs / "judge", tokenizer=tokenizer.load_tokenizer(runs / "tokenizer"), **settings)
     quality.write_reference(runs / "judge")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from cascade_jax import console
-from cascade_jax.scale_commands import (
+from cascade_jax.cli import console
+from cascade_jax.cli.scale import (
     Processes,
     at_least_one,
     check_prompts,
@@ -53,7 +53,8 @@ class Metrics:
         Raises:
           ValueError: if a folder holds another network.
         """
-        from cascade_jax.evaluation import clip_score, fid
+        from cascade_jax.evaluation.metrics import clip as clip_score
+        from cascade_jax.evaluation.metrics import fid
 
         return self.clip and clip_score.load(self.clip), self.inception and fid.load(self.inception)
 
@@ -63,7 +64,7 @@ class Metrics:
         Raises:
           ValueError: if the reference is unusable.
         """
-        from cascade_jax.evaluation import fid
+        from cascade_jax.evaluation.metrics import fid
 
         if network is None:
             return None
@@ -110,7 +111,8 @@ class Eval:
             from cascade_jax import mesh as meshes
             from cascade_jax import methods as by_name
             from cascade_jax import pipeline
-            from cascade_jax.evaluation import captions, compare, fid, files, jobs, report, run
+            from cascade_jax.evaluation import captions, compare, files, jobs, report, run
+            from cascade_jax.evaluation.metrics import fid
 
             wanted = parse_methods(self.methods)
             for name, _ in wanted.values():

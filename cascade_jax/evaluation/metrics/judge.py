@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax import bundle
+from cascade_jax.recipes import judge as recipe
 from cascade_jax.scenes import captions, data, judge
 
 WEIGHTS = pathlib.Path(judge.__file__).parent / "judge_weights"
@@ -52,7 +53,7 @@ class Referee:
 
 
 def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
-    """The judge in a folder of `judge.train_judge`, by default the one that comes with the package.
+    """The judge in a folder of `recipes.judge.train_judge`, by default the one that comes with the package.
 
     The renders' statistics are read from the folder's reference.npz. Without it they are computed, which takes a while
     and scikit-image; without scikit-image they stay unknown.
@@ -66,7 +67,7 @@ def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
     if folder is None and not WEIGHTS.is_dir():
         return None
     folder = pathlib.Path(WEIGHTS if folder is None else folder)
-    network = _packed(folder) if (folder / "params").is_dir() else judge.load_judge(folder)
+    network = _packed(folder) if (folder / "params").is_dir() else recipe.load_judge(folder)
     try:
         if (folder / REFERENCE).exists():
             with np.load(folder / REFERENCE) as stored:
@@ -97,7 +98,7 @@ def reference(network: judge.Judge, renders: int = RENDERS, seed: int = 9) -> tu
 def write_reference(folder: str | pathlib.Path) -> None:
     """Computes `reference` for the judge in `folder` and keeps it there."""
     folder = pathlib.Path(folder)
-    mean, covariance = reference(judge.load_judge(folder))
+    mean, covariance = reference(recipe.load_judge(folder))
     np.savez(folder / REFERENCE, mean=mean.astype(np.float32), covariance=covariance.astype(np.float32))
 
 

@@ -1,0 +1,4 @@
+"""Programs in a file, for every platform at once.
+
+May import methods, pipeline and what lies below.
+"""

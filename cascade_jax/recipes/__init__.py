@@ -1,0 +1,4 @@
+"""How the parts of `scenes` are trained from nothing.
+
+May import training, scenes, bundle, models and what lies below.
+"""
