@@ -11,7 +11,7 @@ from small import write_bundle
 
 from cascade_jax import bundle as bundles
 from cascade_jax import cli, methods, pipeline, trees
-from cascade_jax.evaluation import compare, files, sweep
+from cascade_jax.evaluation import compare, sweep
 from cascade_jax.evaluation.metrics import judge as quality
 from cascade_jax.measure import bench
 from cascade_jax.pipeline import Report
@@ -144,23 +144,6 @@ def test_a_bootstrap_interval_narrows_like_the_standard_error():
     assert low < values.mean() < high
     # two standard errors each side; the tolerance covers the resampling noise of the two quantiles
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)
-
-
-def test_files_appear_whole_or_not_at_all(tmp_path):
-    def interrupted():
-        with files.published(tmp_path / "new") as folder:
-            (folder / "a").write_text("half")
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        interrupted()
-    assert list(tmp_path.iterdir()) == [tmp_path / "here"]
-    with files.published(tmp_path / "new") as folder:
-        (folder / "a").write_text("whole")
-        assert not (tmp_path / "new").exists()
-    with pytest.raises(RuntimeError):
-        interrupted()
-    assert {file.name: file.read_text() for file in (tmp_path / "new").iterdir()} == {"a": "whole"}
 
 
 def _point(method, fidelity, frechet, speedup):

@@ -393,24 +393,6 @@ def test_the_command_line_warns_of_nans_in_one_line(tmp_path, downloads, capsys)
     assert (out, err) == ("converted: out\n", f"warning: norm.weight of {source} contains NaNs\n")
 
 
-def test_a_killed_runs_leavings_are_swept_up_and_others_work_is_not(tmp_path):
-    folder = tmp_path / "model"
-    for name in (".model-unfinished-dead", ".model-else", ".model-unfinished-busy"):
-        (tmp_path / name).mkdir()
-    lock = bundle._locked(tmp_path / ".model-unfinished-busy")
-    with bundle.replaced(folder) as temporary:
-        (temporary / "x").touch()
-    os.close(lock)
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith((".", "m"))) == [
-        ".model-else", ".model-unfinished-busy", "model",
-    ]  # fmt: skip
-    # killed between the two renames of a replacement
-    folder.rename(tmp_path / ".model-unfinished-busy-old")
-    with pytest.raises(ZeroDivisionError), bundle.replaced(folder):
-        raise ZeroDivisionError
-    assert (folder / "x").exists()
-
-
 # Forks share one start of the interpreter, so that many kills take seconds. Argument 1 is the command as JSON. Every
 # line printed is the state after a kill: what there is, and whether it loads.
 KILLS = """
@@ -474,16 +456,6 @@ def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_model_and_a_rerun_succee
     assert [there for there, _ in states[2:]] == [False, True]  # killed between the renames there is nothing
     assert sorted(path.name for path in empty_folder.iterdir()) == ["out", "whole"]
     assert bundle.stored("out").keys() == bundle.stored("whole").keys()
-
-
-def test_without_file_locks_a_model_is_written_all_the_same(tmp_path, monkeypatch):
-    """As on Windows."""
-    monkeypatch.setattr(bundle, "fcntl", None)
-    (tmp_path / ".model-unfinished-else").mkdir()
-    for _ in range(2):
-        with bundle.replaced(tmp_path / "model") as temporary:
-            (temporary / "x").touch()
-    assert (tmp_path / "model" / "x").exists() and (tmp_path / ".model-unfinished-else").exists()
 
 
 def test_a_folder_that_is_no_model_is_not_replaced(tmp_path, downloads):

@@ -15,12 +15,10 @@ A network that measures pictures, CLIP or Inception, is kept in the same way, wi
 import contextlib
 import dataclasses
 import functools
-import glob
 import json
 import os
 import pathlib
 import shutil
-import tempfile
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,7 +29,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from cascade_jax import platforms
+from cascade_jax import files, platforms
 from cascade_jax.decode import Prefix, Program
 from cascade_jax.models.clip import CLIP, CLIPConfig
 from cascade_jax.models.eagle import Eagle1, EagleConfig
@@ -45,15 +43,9 @@ from cascade_jax.models.vq import VQConfig, VQModel, to_uint8
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
-
 FORMAT = 1
 NEIGHBOURS = "neighbours.npy"
 TREES = "trees.json"
-UNFINISHED = "-unfinished-"  # in the names of temporary directories
 SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
 # What the parts of a bundle can be: the classes of their sizes and of their modules, by the name in config.json. The
@@ -306,7 +298,7 @@ def _link(source: str | os.PathLike, place: str | os.PathLike) -> None:
 @contextlib.contextmanager
 def written(directory: str | os.PathLike):
     """A `Writer` of a bundle; `directory` appears whole or not at all, and replaces a bundle that is there."""
-    with replaced(pathlib.Path(directory)) as temporary:
+    with files.replaced(directory) as temporary:
         yield Writer(temporary)
 
 
@@ -455,24 +447,13 @@ def save_tree(directory: str | os.PathLike, device: str, method: str, found: dic
     directory = pathlib.Path(directory)
     trees = _trees(directory)
     trees.setdefault(device, {})[method] = found
-    _put(directory, TREES, lambda stream: stream.write((json.dumps(trees, indent=2) + "\n").encode()))
+    files.write_json(directory / TREES, trees)
 
 
 def save_neighbours(directory: str | os.PathLike, table: np.ndarray) -> None:
     """Stores a table of neighbours, as `Bundle.neighbours`, in a bundle; it appears whole or not at all."""
-    _put(pathlib.Path(directory), NEIGHBOURS, lambda stream: np.save(stream, np.asarray(table, np.int32)))
-
-
-def _put(directory: pathlib.Path, name: str, write: Callable) -> None:
-    handle, temporary = tempfile.mkstemp(prefix=f".{name}-", dir=directory)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            write(stream)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, directory / name)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with files.whole(pathlib.Path(directory) / NEIGHBOURS) as temporary:
+        np.save(temporary, np.asarray(table, np.int32))
 
 
 def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:
@@ -575,55 +556,6 @@ def read_any_config(directory: str | os.PathLike) -> Config | MetricConfig:
         raise
     except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise BundleError(f"{path} is damaged: {error}") from error
-
-
-@contextlib.contextmanager
-def replaced(directory: pathlib.Path):
-    """A temporary directory that takes the place of `directory` if the block succeeds, and vanishes if it does not."""
-    directory = pathlib.Path(directory).absolute()
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(directory)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}{UNFINISHED}", dir=directory.parent))
-    lock = _locked(temporary)
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if directory.exists():
-            old = temporary.with_name(temporary.name + "-old")
-            directory.rename(old)
-            temporary.rename(directory)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(directory)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
-
-
-def _locked(directory: pathlib.Path) -> int | None:
-    """Marks a directory as in use for as long as this process lives, or the descriptor is open; None without locks."""
-    if fcntl is None:
-        return None
-    descriptor = os.open(directory, os.O_RDONLY)
-    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return descriptor
-
-
-def _sweep(directory: pathlib.Path) -> None:
-    """Removes what killed processes left beside a directory; brings it back if one died while it was replaced."""
-    if fcntl is None:  # what a living process uses cannot be told from what a dead one left
-        return
-    for left in sorted(directory.parent.glob(f".{glob.escape(directory.name)}{UNFINISHED}*"), reverse=True):
-        try:
-            lock = _locked(left)
-        except OSError:  # in use, or gone already
-            continue
-        if left.name.endswith("-old") and not directory.exists():
-            left.rename(directory)
-        else:
-            shutil.rmtree(left, ignore_errors=True)
-        os.close(lock)
 
 
 def _skeleton(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:

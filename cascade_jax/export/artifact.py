@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cascade_jax import bundle as bundles
-from cascade_jax import decode, pipeline
+from cascade_jax import decode, files, pipeline
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.methods import Method, tree_name
 from cascade_jax.models.prompt import TokenRows
@@ -90,19 +90,15 @@ def write(file: pathlib.Path, model: Bundle, method: Method, lowered: Lowered, f
         "slots": lowered.slots,
         "arrays": [[part, name, str(leaf.dtype), list(leaf.shape)] for part, name, leaf in leaves],
     }
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}-", dir=file.parent) as temporary:
-        whole = pathlib.Path(temporary) / file.name
-        with zipfile.ZipFile(whole, "w", allowZip64=True) as archive:
-            archive.writestr("meta.json", json.dumps(meta, indent=2))
-            for name, blob in blobs.items():
-                archive.writestr(f"programs/{name}", bytes(blob))
-            for number, (_, _, leaf) in enumerate(leaves):
-                archive.writestr(f"arrays/{number}", np.asarray(leaf).tobytes())
-            if (folder / "text").is_dir():
-                for path in sorted((folder / "text").iterdir()):
-                    archive.write(path, f"text/{path.name}")
-        whole.replace(file)
+    with files.whole(file) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        archive.writestr("meta.json", json.dumps(meta, indent=2))
+        for name, blob in blobs.items():
+            archive.writestr(f"programs/{name}", bytes(blob))
+        for number, (_, _, leaf) in enumerate(leaves):
+            archive.writestr(f"arrays/{number}", np.asarray(leaf).tobytes())
+        if (folder / "text").is_dir():
+            for path in sorted((folder / "text").iterdir()):
+                archive.write(path, f"text/{path.name}")
 
 
 class Artifact:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from cascade_jax import bundle
-from cascade_jax.bundle import Bundle, Config, replaced
+from cascade_jax import bundle, files
+from cascade_jax.bundle import Bundle, Config
 from cascade_jax.recipes import target as target_recipe
 from cascade_jax.recipes import tokenizer as tokenizer_recipe
 from cascade_jax.recipes.judge import load_judge
@@ -54,7 +54,7 @@ def pack(runs: str | pathlib.Path, out: str | pathlib.Path = WEIGHTS, *, cascade
     packed = from_runs(runs)
     config = dataclasses.replace(packed.config, cascade=cascade or {})
     bundle.save(out, config, packed.params)
-    with replaced(out.with_name("judge_weights")) as temporary:
+    with files.replaced(out.with_name("judge_weights")) as temporary:
         state = bundle.plain(nnx.state(load_judge(runs / "judge")))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(temporary / "params", jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
