@@ -1,40 +1,55 @@
-"""CASCADE: context-aware relaxation for speculative image decoding (arXiv 2605.07230), in JAX and Flax."""
+"""CASCADE: context-aware relaxation for speculative image decoding (arXiv 2605.07230), in JAX and Flax.
 
-from cascade_jax import tree as trees
-from cascade_jax.acceptance import (
-    bounded,
-    cascade,
-    grouped,
-    lantern,
-    lantern_pp,
-    nearest_codes,
-    strict,
-)
-from cascade_jax.bundle import Bundle, BundleError, Prompt
-from cascade_jax.pipeline import Generated, generate, load, score
-from cascade_jax.sampling import Sampling
-from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import Verdict, verify
+    import cascade_jax as cj
 
-__all__ = [
-    "Bundle",
-    "BundleError",
-    "DynamicTree",
-    "Generated",
-    "Prompt",
-    "Sampling",
-    "Tree",
-    "Verdict",
-    "bounded",
-    "cascade",
-    "generate",
-    "grouped",
-    "lantern",
-    "lantern_pp",
-    "load",
-    "nearest_codes",
-    "score",
-    "strict",
-    "trees",
-    "verify",
-]
+A name is imported when it is first asked for: the command line is there, and hears of interrupts, before JAX is.
+"""
+
+import importlib
+import sys
+import types
+
+_HOMES = {
+    "Bundle": "bundle",
+    "BundleError": "bundle",
+    "DynamicTree": "tree",
+    "Generated": "pipeline",
+    "Prompt": "bundle",
+    "Sampling": "sampling",
+    "Tree": "tree",
+    "Verdict": "verify",
+    "bounded": "acceptance",
+    "cascade": "acceptance",
+    "generate": "pipeline",
+    "grouped": "acceptance",
+    "lantern": "acceptance",
+    "lantern_pp": "acceptance",
+    "load": "pipeline",
+    "nearest_codes": "acceptance",
+    "score": "pipeline",
+    "strict": "acceptance",
+    "trees": "tree",  # the module itself
+    "verify": "verify",
+}
+__all__ = sorted(_HOMES)
+
+
+class _Package(types.ModuleType):
+    """Keeps public names of functions from being taken by modules of the same name, as `verify`, when these load."""
+
+    def __setattr__(self, name: str, value) -> None:
+        if not (name in _HOMES and isinstance(value, types.ModuleType)):
+            super().__setattr__(name, value)
+
+    def __getattr__(self, name: str):
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+        vars(self)[name] = value = home if name == "trees" else getattr(home, name)
+        return value
+
+    def __dir__(self) -> list[str]:
+        return sorted({*super().__dir__(), *__all__})
+
+
+sys.modules[__name__].__class__ = _Package

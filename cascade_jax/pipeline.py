@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx, struct
 from jax.sharding import Mesh
 
-from cascade_jax import acceptance, bundle, decode, platforms, sharding
+from cascade_jax import acceptance, bundle, decode, interrupts, platforms, sharding
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.mesh import DATA, MODEL
@@ -23,7 +23,7 @@ from cascade_jax.text import tokens as tokens_of
 from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
 
 SCENES = pathlib.Path(__file__).parent / "scenes" / "weights"
-CHUNK = 16  # steps between two calls of a progress function
+CHUNK = 16  # steps between two looks at progress and interrupts
 
 
 @struct.dataclass
@@ -168,11 +168,12 @@ def generate(
       rule: the acceptance rule; None for `strict()`.
       tree: the draft tree; `trees.ROOT` is autoregressive decoding.
       sampling: None for the model's own settings.
-      progress: called now and then with (tokens drawn, tokens in all). Without it nothing returns to the host
-        before the last token.
+      progress: called now and then with (tokens drawn, tokens in all). Without it, and where nobody watches for
+        interrupts, nothing returns to the host before the last token.
 
     Raises:
       ValueError: for no prompt, an unreadable one, or settings out of range.
+      interrupts.Interrupted: between two steps, if that was asked for.
     """
     if not prompts:
         raise ValueError("there is no prompt")
@@ -181,11 +182,13 @@ def generate(
     program = model.program(tree)
     params, rule = model.decoding_params(program), acceptance.strict() if rule is None else rule
     run = decode.run_jit if model.mesh is None else functools.partial(sharding.run, model.mesh)
-    if progress is None:
+    if progress is None and not interrupts.watching():
         state = run(program, params, state, rule, sampling)
     else:
+        progress = progress or (lambda done, total: None)
         total = len(state.count) * program.length
         while (drawn := int(jnp.sum(state.count))) < total:
+            interrupts.check()
             progress(drawn * len(prompts) // len(state.count), len(prompts) * program.length)
             state = run(program, params, state, rule, sampling, CHUNK)
         progress(len(prompts) * program.length, len(prompts) * program.length)

@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import acceptance, cli, methods, pipeline, trees
+from cascade_jax import acceptance, cli, decode, methods, pipeline, trees
 from cascade_jax.cli import console
 
 PROMPT = "a red ball on gravel"
@@ -181,13 +182,22 @@ def test_without_a_drafter_only_ar_is_possible(tmp_path, capsys):
     assert "no drafter" in capsys.readouterr().err
 
 
-def test_an_interrupt_ends_quietly(model, monkeypatch, capsys):
-    def interrupted(*args, **kwargs):
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_between_two_chunks_of_steps(number, model, monkeypatch, capsys):
+    chunks, run = [], decode.run_jit
 
-    monkeypatch.setattr(methods, "draw_all", interrupted)
-    assert cli.main(["generate", PROMPT, "--model", model]) == 130
-    assert capsys.readouterr() == ("", "")
+    def interrupted(*args):
+        chunks.append(1)
+        signal.raise_signal(number)
+        return run(*args)
+
+    monkeypatch.setattr(decode, "run_jit", interrupted)
+    monkeypatch.setattr(pipeline, "CHUNK", 2)
+    assert cli.main(["generate", PROMPT, "--model", model, "--method", "ar"]) == 130
+    out, err = capsys.readouterr()
+    assert (out, len(chunks)) == ("", 1)
+    assert err.startswith("cascade-jax: interrupted")
+    assert err.count("\n") == 1
     assert os.listdir() == []
 
 

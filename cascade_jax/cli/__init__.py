@@ -19,6 +19,7 @@ from typing import Annotated, Any
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
+from cascade_jax import interrupts
 from cascade_jax.cli import console
 from cascade_jax.cli import training as train_commands
 from cascade_jax.cli.bundles import Convert, Info, Merge, Neighbours
@@ -450,6 +451,11 @@ def entry() -> int:
 
 def main(argv: list[str]) -> int:
     """Runs a command; returns the exit status: 0, 2 for what cannot be done, 130 when interrupted."""
+    with interrupts.watch():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     try:
         command = _parse(argv)
         if command is not None:
@@ -464,8 +470,9 @@ def main(argv: list[str]) -> int:
     except OSError as error:
         console.say(f"cascade-jax: {console.one_line(error)}")
         return 2
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as interrupt:
+        console.say(f"cascade-jax: interrupted{f'; {interrupt}' if str(interrupt) else ''}")
+        return interrupts.STATUS
 
 
 def _parse(argv: list[str]):

@@ -8,6 +8,8 @@ import signal
 import sys
 import time
 
+from cascade_jax import interrupts
+
 
 class BadInput(Exception):
     """What was asked for cannot be done; the message is for the person who asked."""
@@ -146,7 +148,10 @@ class CompileClock:
 
 @contextlib.contextmanager
 def bar(title: str):
-    """A progress bar on stderr, if a person looks at it: a function of (done, total) and perhaps a new title."""
+    """A progress bar on stderr, if a person looks at it: a function of (done, total) and perhaps a new title.
+
+    Whoever reports progress is at a safe place: the function ends what was interrupted.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -154,4 +159,9 @@ def bar(title: str):
     columns = TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=None)
-        yield lambda done, total, title=title: progress.update(task, completed=done, total=total, description=title)
+
+        def show(done: int, total: int | None, title: str = title) -> None:
+            interrupts.check()
+            progress.update(task, completed=done, total=total, description=title)
+
+        yield show

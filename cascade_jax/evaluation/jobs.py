@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from cascade_jax import interrupts
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.evaluation import files
@@ -40,7 +41,8 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     """
     jax.config.update("jax_enable_recoverability", True)
     try:
-        jax.distributed.initialize(coordinator, processes, process)
+        with interrupts.kept():
+            jax.distributed.initialize(coordinator, processes, process)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(f"the processes cannot meet: {error}") from error
     return jax.process_index(), jax.process_count()
@@ -117,6 +119,7 @@ def wait(folder: pathlib.Path, count: int, patience: float, say: Callable[[str],
                 f"{left} of {count} pictures are missing and nobody draws them: start the command again, it goes on "
                 "where it stopped"
             )
+        interrupts.check()
         time.sleep(0.2)
 
 
