@@ -1,11 +1,12 @@
 """Captions from files as they are published."""
 
 import json
+import types
 
 import pytest
 
-from cascade_jax.evaluation import captions
 from cascade_jax.scenes import data
+from cascade_jax.text import captions
 
 
 def write(path, content) -> str:
@@ -74,6 +75,41 @@ def test_json_lines_and_text_have_a_caption_a_line(tmp_path):
     assert [own.text for own in captions.read(path, 1)] == ["a red ball"]
 
 
+@pytest.mark.parametrize("ending", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_marks_line_ends_and_blank_lines_do_not_count(ending, encoding, tmp_path):
+    path = tmp_path / "prompts.txt"
+    joined = ending.join(["a red ball", "", "\ufeffa blue cone", "   ", ""])  # two files that were joined
+    path.write_bytes(joined.encode(encoding))
+    found = [captions.Caption("a red ball", 0, None, "line 1"), captions.Caption("a blue cone", 1, None, "line 3")]
+    assert captions.read(path) == found
+
+
+def test_what_cannot_be_read_is_named_by_file_and_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a red ball\na caf\xe9\n")
+    with pytest.raises(ValueError, match=r"a\.txt, line 2: it is no UTF-8 text"):
+        captions.read(tmp_path / "a.txt")
+
+    class Model:
+        """Reads numbers; with a network of its own it takes long."""
+
+        config = types.SimpleNamespace(encoder=None)
+        asked = 0
+
+        def encode(self, prompts):
+            self.asked += 1
+            return [int(prompt) for prompt in prompts]
+
+    model, path = Model(), write(tmp_path / "b.txt", "1\n\ntwo\n")
+    with pytest.raises(ValueError, match=r"b\.txt, line 3, 'two': invalid literal"):
+        captions.check(model, captions.read(path), path)
+    with pytest.raises(ValueError, match=r"^prompt 1, 'one': "):
+        captions.check(model, ["one"])
+    model.asked, model.config.encoder = 0, "T5"
+    captions.check(model, captions.read(path), path)
+    assert model.asked == 1
+
+
 def test_scenes_are_those_of_their_seed(tmp_path):
     found = captions.read("scenes", 3, seed=5)
     assert [own.text for own in found] == data.random_captions(3, 5)
@@ -83,9 +119,9 @@ def test_scenes_are_those_of_their_seed(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "count", "message"),
     [
-        ("none.txt", None, None, "there is no captions file"),
+        ("none.txt", None, None, "there is no prompts file"),
         ("a.txt", "\n", None, "is empty"),
-        ("a.txt", "a\n", 2, "has 1 captions, and 2 are asked for"),
+        ("a.txt", "a\n", 2, "has 1 prompts, and 2 are asked for"),
         ("a.txt", "a\n", 0, "count must be at least 1, not 0"),
         ("a.json", "[1", None, "no file of MS-COCO captions"),
         ("a.json", {"images": []}, None, "no file of MS-COCO captions.*'annotations'"),

@@ -11,10 +11,11 @@ import pytest
 import small
 from PIL import Image
 
-from cascade_jax import acceptance, bundle, cli, trees
+from cascade_jax import acceptance, bundle, cli, pictures, trees
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.pipeline import load
 from cascade_jax.sampling import Layout, Sampling
+from cascade_jax.text import captioned
 from cascade_jax.training import data, distill, drafter, log, loop, run
 from cascade_jax.training.data import Data, DataError
 from cascade_jax.training.drafter import Batches, Objective, Schedule
@@ -142,26 +143,56 @@ def test_captioned_pictures_become_rows_of_codes(model, tmp_path):
     made = distill.encode(model, tmp_path / "data", tmp_path, batch=2)
     tokens, captions, _ = made.rows([0, 1])
     assert captions == PROMPTS[:2]
-    images = np.stack([distill.read_picture(tmp_path / f"{i}.png", 8, 8) for i in (0, 1)])
+    images = np.stack([pictures.read(tmp_path / f"{i}.png", 8, 8) for i in (0, 1)])
     codes = model.merged("vq").encode_codes(images.astype(np.float32) / 127.5 - 1)
     np.testing.assert_array_equal(tokens, np.asarray(codes).reshape(2, 16))
     listing = [{"file_name": f"{i}.png", "text": PROMPTS[i]} for i in (1, 0)]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, listing)))
-    assert [caption for _, caption in distill.captioned(tmp_path)] == PROMPTS[1::-1]
+    assert [caption.text for _, caption in captioned.read(tmp_path)] == PROMPTS[1::-1]
 
 
 def test_pictures_without_captions_are_named(tmp_path):
     with pytest.raises(ValueError, match="holds no pictures with captions"):
-        distill.captioned(tmp_path)
+        captioned.read(tmp_path)
     picture(tmp_path / "a.png", 0)
     with pytest.raises(ValueError, match=r"a\.png has no caption: put it into a\.txt beside it"):
-        distill.captioned(tmp_path)
+        captioned.read(tmp_path)
     (tmp_path / "a.txt").write_text(" ")
     with pytest.raises(ValueError, match=r"a\.png has an empty caption"):
-        distill.captioned(tmp_path)
+        captioned.read(tmp_path)
     (tmp_path / "b.png").write_text("no picture")
     with pytest.raises(ValueError, match=r"cannot read the picture .*b\.png"):
-        distill.read_picture(tmp_path / "b.png", 8, 8)
+        pictures.read(tmp_path / "b.png", 8, 8)
+
+
+def test_a_failed_distill_leaves_nothing_in_the_way_of_its_correction(model, tmp_path):
+    here, out = tmp_path / "pictures", tmp_path / "data"
+    here.mkdir()
+    for i, caption in enumerate(["\ufeffa red ball\r\n", "a blue elephant"]):
+        picture(here / f"{i}.png", i)
+        (here / f"{i}.txt").write_text(caption, encoding="utf-8", newline="")
+    encode = lambda: distill.encode(model, out, here, batch=2)
+    with pytest.raises(ValueError, match=r"1\.txt, 'a blue elephant': unknown word elephant"):
+        encode()
+    (here / "1.txt").write_text("a blue cone")
+    whole = (here / "1.png").read_bytes()
+    (here / "1.png").write_bytes(whole[:100])
+    with pytest.raises(ValueError, match=r"cannot read the picture .*1\.png"):
+        encode()
+    (here / "1.png").write_bytes(whole)
+    listing = here / "metadata.jsonl"
+    for line, message in (
+        ('{"file_name": "1.png"}', r"metadata\.jsonl, line 3: it is not"),
+        ("{", r"metadata\.jsonl, line 3: it is not"),
+        ('{"file_name": "2.png", "text": "a cone"}', r"metadata\.jsonl, line 3: .*2\.png is not there"),
+        ('{"file_name": "1.png", "text": "a dog"}', r"metadata\.jsonl, line 3, 'a dog': unknown word dog"),
+    ):
+        listing.write_text('{"file_name": "0.png", "text": "a red ball"}\n\n' + line, encoding="utf-8-sig")
+        with pytest.raises(ValueError, match=message):
+            encode()
+    listing.unlink()
+    assert not out.exists()
+    assert encode().rows([0, 1])[1] == ["a red ball", "a blue cone"]
 
 
 def test_codes_stand_between_what_a_layout_forces():

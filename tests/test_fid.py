@@ -6,7 +6,7 @@ import scipy.linalg
 import torch
 from PIL import Image
 
-from cascade_jax.evaluation import pictures
+from cascade_jax import pictures
 from cascade_jax.evaluation.metrics import fid
 from cascade_jax.evaluation.metrics import judge as quality
 from cascade_jax.models import inception

@@ -18,8 +18,8 @@ import torch
 from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from cascade_jax import bundle, cli
-from cascade_jax.evaluation import files, pictures
+from cascade_jax import bundle, cli, pictures
+from cascade_jax.evaluation import files
 from cascade_jax.evaluation.metrics import clip as clip_score
 from cascade_jax.evaluation.metrics import fid
 from cascade_jax.models import clip, inception

@@ -13,11 +13,12 @@ from small import write_bundle
 from cascade_jax import cli, methods, pipeline, trees
 from cascade_jax.bundle import save_tree
 from cascade_jax.cli.paper import parse_drafters
-from cascade_jax.evaluation import captions, run
+from cascade_jax.evaluation import run
 from cascade_jax.evaluation.metrics import judge as quality
 from cascade_jax.paper import numbers as paper_numbers
 from cascade_jax.paper import tables as paper
 from cascade_jax.paper.tables import Lab
+from cascade_jax.text import captions
 
 ALPHAS = {"ar": 0.0, "eagle": 1.0, "lantern": 1.5, "lantern++": 1.25, "gsd": 2.0, "cascade": 3.0}
 
@@ -313,7 +314,7 @@ BAD = {
     "timed": (["table1", "--timed", "-1"], "timed must be at least 0, not -1"),
     "half of FID": (["table1", "--reference", "x"], "FID needs both --inception and --reference"),
     "square": (["table1", "--square", "9"], "--square is about the pictures of --reference"),
-    "no captions": (["table1", "--captions", "x.tsv"], "there is no captions file x.tsv"),
+    "no captions": (["table1", "--captions", "x.tsv"], "there is no prompts file x.tsv"),
     "sampling": (["figure8", "--sampling", "warmth=1"], "unknown sampling settings: warmth"),
     "threshold": (["table1", "--tau-pos", "-3", "--count", "1"], "tau_pos must be at least -1"),
 }

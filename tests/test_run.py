@@ -12,12 +12,12 @@ from small import write_bundle
 from cascade_jax import acceptance, cli, methods, pipeline
 from cascade_jax.cli import evaluation as eval_commands
 from cascade_jax.evaluation import compare, jobs, run
-from cascade_jax.evaluation.captions import Caption
 from cascade_jax.evaluation.metrics import clip as clip_score
 from cascade_jax.evaluation.metrics import fid
 from cascade_jax.evaluation.metrics import judge as quality
 from cascade_jax.methods import Method
 from cascade_jax.sampling import Sampling
+from cascade_jax.text.captions import Caption
 
 CAPTIONS = [
     Caption("a red ball on gravel", 0, "near"),
@@ -324,7 +324,7 @@ BAD = {
     "no number": (["--methods", "cascade:budget=high"], "high"),
     "no setting": (["--methods", "cascade:budget"], "settings are NAME=VALUE, not 'budget'"),
     "sampling": (["--sampling", "heat=2"], "unknown sampling settings: heat"),
-    "captions": (["--captions", "none.tsv"], "there is no captions file none.tsv"),
+    "captions": (["--captions", "none.tsv"], "there is no prompts file none.tsv"),
     "reference": (["--inception", "i"], "FID needs both --inception and --reference"),
     "square": (["--square", "8"], "--square is about the pictures of --reference"),
     "label": (["--methods", "../x=ar"], "a label names a folder"),

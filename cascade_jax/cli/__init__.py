@@ -32,7 +32,6 @@ from cascade_jax.cli.scale import (
     RunExported,
     TuneTree,
     check_dtype,
-    check_prompts,
     referee_for,
     sampling_of,
     sampling_settings,
@@ -205,14 +204,17 @@ class Compare:
             _at_least(1, **{"count": self.count, "quality": self.quality})
             _check_seed(self.seed)
             from cascade_jax.evaluation import compare, files
+            from cascade_jax.text import captions
 
-            given = None if self.prompts is None else compare.read_prompts(self.prompts)
+            given = None if self.prompts is None else captions.read(self.prompts)
             names = _names(self.methods)
             files.check_folder(self.out)
         console.set_up()
         with console.bad_input():
             bundle = _load(self.model)
             count = self.count or (8 if given is None else len(given))
+            if given is not None:
+                captions.check(bundle, given, self.prompts)
             prompts = _prompts(bundle, given, max(count, self.quality or 0), self.seed)
             settings = self.draws.settings(bundle)
             sampling = sampling_of(settings)
@@ -544,7 +546,7 @@ def _load(model: str, dtype: str | None = None, **mesh):
         raise ValueError(f"the model {model} makes no sense: {type(error).__name__}: {error}") from error
 
 
-def _prompts(bundle, given: list[str] | None, count: int, seed: int) -> list[str]:
+def _prompts(bundle, given: list | None, count: int, seed: int) -> list[str]:
     """`count` readable prompts: the given ones over and over, or captions of random scenes."""
     from cascade_jax.scenes import data
 
@@ -552,8 +554,7 @@ def _prompts(bundle, given: list[str] | None, count: int, seed: int) -> list[str
         if bundle.config.text != "scenes":
             raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
         return data.random_captions(count, seed)
-    check_prompts(bundle, given)
-    return [given[i % len(given)] for i in range(count)]
+    return [given[i % len(given)].text for i in range(count)]
 
 
 def _described(progress):

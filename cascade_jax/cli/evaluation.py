@@ -11,7 +11,6 @@ from cascade_jax.cli import console
 from cascade_jax.cli.scale import (
     Processes,
     at_least_one,
-    check_prompts,
     check_seed,
     chosen_method,
     parse_settings,
@@ -111,8 +110,9 @@ class Eval:
             from cascade_jax import mesh as meshes
             from cascade_jax import methods as by_name
             from cascade_jax import pipeline
-            from cascade_jax.evaluation import captions, compare, files, jobs, report, run
+            from cascade_jax.evaluation import compare, files, jobs, report, run
             from cascade_jax.evaluation.metrics import fid
+            from cascade_jax.text import captions
 
             wanted = parse_methods(self.methods)
             for name, _ in wanted.values():
@@ -134,8 +134,7 @@ class Eval:
                     raise ValueError("this model has no captions of its own: give --captions FILE")
                 given = captions.read("scenes", self.count or 64, self.seed)
             texts = [caption.text for caption in given]
-            if bundle.config.text != "t5":  # which reads everything, and takes long
-                check_prompts(bundle, texts)
+            captions.check(bundle, given, self.captions)
             settings = sampling_settings(bundle, settings)
             sampling = sampling_of(settings)
             chosen = {label: _method(bundle, name, own_settings) for label, (name, own_settings) in wanted.items()}

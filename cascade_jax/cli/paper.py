@@ -11,7 +11,6 @@ from cascade_jax.cli import console
 from cascade_jax.cli.evaluation import Metrics
 from cascade_jax.cli.scale import (
     at_least_one,
-    check_prompts,
     check_seed,
     parse_settings,
     referee_for,
@@ -60,9 +59,10 @@ class Paper:
         with console.bad_input():
             self._check()
             from cascade_jax import pipeline
-            from cascade_jax.evaluation import captions, files
+            from cascade_jax.evaluation import files
             from cascade_jax.evaluation.metrics import fid
             from cascade_jax.paper import tables as paper
+            from cascade_jax.text import captions
 
             if self.what not in paper.WHAT:
                 raise ValueError(f"unknown table or figure {self.what!r}; known: {', '.join(paper.WHAT)}")
@@ -84,8 +84,7 @@ class Paper:
                 if bundle.config.text != "scenes":
                     raise ValueError("this model has no captions of its own: give --captions FILE")
                 given = captions.read("scenes", self.count or paper.COUNTS.get(self.what, 64), self.seed)
-            if bundle.config.text != "t5":  # which reads everything, and takes long
-                check_prompts(bundle, [caption.text for caption in given])
+            captions.check(bundle, given, self.captions)
             sampling = sampling_of(sampling_settings(bundle, settings))
             drafters = {name: paper.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
             wanted = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}

@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -86,12 +85,14 @@ class GenerateList:
             from cascade_jax import mesh as meshes
             from cascade_jax import methods, pipeline
             from cascade_jax.bundle import default_sampling
-            from cascade_jax.evaluation import compare, files, jobs
+            from cascade_jax.evaluation import files, jobs
             from cascade_jax.evaluation.metrics import judge as quality
+            from cascade_jax.text import captions
 
             methods.check_name(self.method)
             sizes = self.mesh and meshes.parse(self.mesh)
-            texts = compare.read_prompts(self.prompts)
+            given = captions.read(self.prompts)
+            texts = [caption.text for caption in given]
             files.check_folder(self.out)
             directory = pipeline.folder(self.model)
             if self.evaluate and bundles.read_config(directory).text != "scenes":
@@ -103,7 +104,7 @@ class GenerateList:
             mesh = meshes.make(**sizes) if sizes else None
             bundle = pipeline.load(self.model, self.dtype, mesh=mesh, batch=self.batch)
             method = chosen_method(bundle, self.method, self.tree, settings)
-            check_prompts(bundle, texts)
+            captions.check(bundle, given, self.prompts)
             job = {"model": self.model, "method": self.method, "tree": methods.tree_name(method.tree)}
             job |= {"settings": method.settings, "sampling": bundle.config.sampling, "seed": self.seed}
             job |= {"dtype": self.dtype}
@@ -157,14 +158,15 @@ class TuneTree:
             for name in ("count", "most_drafts", "most_depth", "steps", "repeats"):
                 at_least_one(name, getattr(self, name))
             from cascade_jax import bundle, methods, pipeline
-            from cascade_jax.evaluation import compare, files
+            from cascade_jax.evaluation import files
             from cascade_jax.measure import tune
             from cascade_jax.scenes import data
+            from cascade_jax.text import captions
 
             methods.check_name(self.method)
             if self.method in ("ar", "lantern"):
                 raise ValueError(f"tune-tree takes a method that drafts on a static tree, not {self.method}")
-            given = None if self.prompts is None else compare.read_prompts(self.prompts)
+            given = None if self.prompts is None else captions.read(self.prompts)
             folder = pipeline.folder(self.model)
             files.check_file(folder / bundle.TREES)
         console.set_up()
@@ -172,7 +174,10 @@ class TuneTree:
             loaded = pipeline.load(self.model, self.dtype)
             if given is None and loaded.config.text != "scenes":
                 raise ValueError("this model has no captions of its own: give --prompts FILE, with one prompt a line")
-            texts = data.random_captions(self.count, self.seed) if given is None else given[: self.count]
+            texts = data.random_captions(self.count, self.seed)
+            if given is not None:
+                captions.check(loaded, given, self.prompts)
+                texts = [caption.text for caption in given[: self.count]]
             prompts = loaded.encode(texts)
             methods.method(self.method, loaded)
             loaded.program(tune.EAGLE_25)
@@ -280,15 +285,6 @@ def chosen_method(bundle, name: str, tree: str | None, settings: dict[str, Any])
     method = methods.method(name, bundle, tree=tree, **settings)
     bundle.program(method.tree)
     return method
-
-
-def check_prompts(bundle, texts: Sequence[str]) -> None:
-    """Raises a ValueError that names the first prompt that a model cannot read."""
-    for number, text in enumerate(texts, 1):
-        try:
-            bundle.encode([text])
-        except ValueError as error:
-            raise ValueError(f"prompt {number}, {text!r}: {error}") from error
 
 
 def referee_for(bundle, folder: pathlib.Path | None):

@@ -48,9 +48,10 @@ class Distill:
                 raise ValueError("give --prompts or --images, not both")
             if self.features not in ("none", "eagle1", "eagle3"):
                 raise ValueError(f"features are kept for none, eagle1 or eagle3, not {self.features!r}")
-            from cascade_jax.evaluation import compare, files
+            from cascade_jax.evaluation import files
+            from cascade_jax.text import captions
 
-            given = None if self.prompts is None else compare.read_prompts(self.prompts)
+            given = None if self.prompts is None else captions.read(self.prompts)
             files.check_folder(self.out)
         console.set_up()
         from cascade_jax.training import distill
@@ -72,8 +73,9 @@ class Distill:
                 )  # fmt: skip
         print(f"distilled: {self.out}" + ("" if made is not None else ", other parts are still missing"))
 
-    def _prompts(self, model, given: list[str] | None) -> tuple[list[str], int]:
+    def _prompts(self, model, given) -> tuple[list[str], int]:
         from cascade_jax.scenes import data
+        from cascade_jax.text import captions
 
         if given is None:
             if model.config.text != "scenes":
@@ -81,13 +83,8 @@ class Distill:
             if self.count is None:
                 raise ValueError("say how many pictures: --count N")
             return data.random_captions(self.count, self.seed, training=True), self.count
-        for number, prompt in enumerate(given, 1):
-            if model.config.text != "t5":  # which reads everything, and takes its time
-                try:
-                    model.encode([prompt])
-                except ValueError as error:
-                    raise ValueError(f"prompt {number}, {prompt!r}: {error}") from error
-        return given, self.count or len(given)
+        captions.check(model, given, self.prompts)
+        return [caption.text for caption in given], self.count or len(given)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,24 +48,6 @@ class Trial:
     images: np.ndarray
 
 
-def read_prompts(path: pathlib.Path) -> list[str]:
-    """The prompts in a text file, one a line; blank lines do not count.
-
-    Raises:
-      ValueError: if there is no such file, or no prompt in it.
-    """
-    if not path.is_file():
-        raise ValueError(f"there is no prompts file {path}: it has one prompt a line")
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the prompts file {path}: {error}") from error
-    prompts = [line for line in lines if line]
-    if not prompts:
-        raise ValueError(f"the prompts file {path} is empty: it has one prompt a line")
-    return prompts
-
-
 def run(
     bundle: Bundle,
     methods: Sequence[Method],

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cascade_jax.evaluation import compare, files, jobs, pictures
-from cascade_jax.evaluation.captions import Caption
+from cascade_jax import pictures
+from cascade_jax.evaluation import compare, files, jobs
 from cascade_jax.evaluation.compare import Measured
+from cascade_jax.text.captions import Caption
 
 RECORDS = "records.jsonl"
 PICTURES_SHOWN = 24  # rows of the HTML report's grid

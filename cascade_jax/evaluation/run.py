@@ -27,16 +27,17 @@ import jax
 import numpy as np
 
 from cascade_jax import methods as by_name
+from cascade_jax import pictures
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, default_sampling
-from cascade_jax.evaluation import compare, files, jobs, pictures
-from cascade_jax.evaluation.captions import Caption, listed
+from cascade_jax.evaluation import compare, files, jobs
 from cascade_jax.evaluation.compare import Measured
 from cascade_jax.evaluation.metrics import fid as fids
 from cascade_jax.evaluation.metrics.clip import Scorer
 from cascade_jax.evaluation.metrics.judge import Referee
 from cascade_jax.methods import Method
 from cascade_jax.sampling import Sampling
+from cascade_jax.text.captions import Caption, listed
 from cascade_jax.training.data import fingerprint
 
 FORMAT = 1

@@ -17,10 +17,9 @@ import jax
 import numpy as np
 
 from cascade_jax import methods as by_name
-from cascade_jax import pipeline
+from cascade_jax import pictures, pipeline
 from cascade_jax.bundle import Bundle, default_sampling
-from cascade_jax.evaluation import compare, files, pictures, run, sweep
-from cascade_jax.evaluation.captions import Caption
+from cascade_jax.evaluation import compare, files, run, sweep
 from cascade_jax.evaluation.grid import grid
 from cascade_jax.evaluation.metrics.clip import Scorer
 from cascade_jax.evaluation.metrics.fid import Distance
@@ -32,6 +31,7 @@ from cascade_jax.paper import numbers as paper
 from cascade_jax.paper.confidence import Confidence, confidence
 from cascade_jax.paper.numbers import Numbers
 from cascade_jax.sampling import Sampling
+from cascade_jax.text.captions import Caption
 
 RUN = "run"  # the run folder, in the folder of the results
 STANDARD, OURS = "standard", "ours"  # table 2's drafters; unless one has that name, the model's own is the standard one

@@ -15,19 +15,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from PIL import Image, ImageOps
 
-from cascade_jax import acceptance, decode
+from cascade_jax import acceptance, decode, pictures
 from cascade_jax.bundle import Bundle
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.vq import to_float
 from cascade_jax.sampling import Sampling
+from cascade_jax.text import captioned, captions
 from cascade_jax.training import data
 from cascade_jax.training.drafter import branch_features
-from cascade_jax.training.settings import settle
+from cascade_jax.training.settings import agree, settle
 from cascade_jax.tree import ROOT
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 Say = Callable[[str], None]
 
 
@@ -83,7 +82,7 @@ def draw(
 def encode(
     model: Bundle,
     folder: str | pathlib.Path,
-    pictures: str | pathlib.Path,
+    images: str | pathlib.Path,
     *,
     batch: int,
     count: int | None = None,
@@ -95,17 +94,20 @@ def encode(
     """Encodes captioned pictures by the model's picture tokenizer, as LANTERN trains its drafters; else as `draw`.
 
     Args:
-      pictures: see `captioned`. Pictures are cropped to the model's shape around their middle and resized.
-      count: the first so many, in order of their names; None for all.
+      images: a folder, see `text.captioned`. Pictures are cropped to the model's shape around their middle and resized.
+      count: the first so many; None for all.
 
     Raises:
-      ValueError: as of `draw`, or if a picture or its caption cannot be read.
+      ValueError: as of `draw`, or if a picture or its caption cannot be read; names the file.
     """
-    found = captioned(pathlib.Path(pictures))
+    found = captioned.read(pathlib.Path(images))
     if count is not None and count > len(found):
-        raise ValueError(f"{pictures} holds {len(found)} captioned pictures, and {count} are asked for")
+        raise ValueError(f"{images} holds {len(found)} captioned pictures, and {count} are asked for")
     found = found[:count]
-    names = json.dumps([(path.name, caption) for path, caption in found])
+    captions.check(model, [caption for _, caption in found])
+    for path, _ in found:
+        pictures.check(path)
+    names = json.dumps([(path.name, caption.text) for path, caption in found])
     settings = {"source": "encoded", "pictures": hashlib.sha256(names.encode()).hexdigest()[:16]}
     graph, state = nnx.split(model.merged("vq"))
     rows, columns = _codes_shape(model)
@@ -113,58 +115,12 @@ def encode(
 
     def make(numbers):
         chosen = [found[i % len(found)] for i in numbers]
-        images = np.stack([read_picture(path, columns * side, rows * side) for path, _ in chosen])
+        images = np.stack([pictures.read(path, columns * side, rows * side) for path, _ in chosen])
         codes = np.asarray(_codes(graph, state, images)).reshape(len(images), -1)
-        captions = [caption for _, caption in chosen]
-        return tokens_of(codes, model.layout), captions, model.encode(captions)
+        texts = [caption.text for _, caption in chosen]
+        return tokens_of(codes, model.layout), texts, model.encode(texts)
 
     return _make(model, folder, make, len(found), batch, features, part, name, settings, say)
-
-
-def captioned(folder: pathlib.Path) -> list[tuple[pathlib.Path, str]]:
-    """Pictures and captions of a folder, by name: PICTURE.txt beside PICTURE.png, or lines {"file_name", "text"} in
-    metadata.jsonl.
-
-    Raises:
-      ValueError: if there are none, or a picture has no caption.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"there is no folder of pictures {folder}")
-    listing = folder / "metadata.jsonl"
-    if listing.exists():
-        try:
-            lines = [json.loads(line) for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-            found = [(folder / line["file_name"], str(line["text"]).strip()) for line in lines]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f'{listing} has a line that is not {{"file_name": ..., "text": ...}}: {error}') from error
-    else:
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
-        for path in paths:
-            if not path.with_suffix(".txt").exists():
-                raise ValueError(f"{path} has no caption: put it into {path.with_suffix('.txt').name} beside it")
-        found = [(path, path.with_suffix(".txt").read_text(encoding="utf-8").strip()) for path in paths]
-    if not found:
-        raise ValueError(f"{folder} holds no pictures with captions")
-    for path, caption in found:
-        if not path.is_file() or not caption:
-            raise ValueError(f"{path} {'has an empty caption' if path.is_file() else 'is not there'}")
-    return found
-
-
-def read_picture(path: pathlib.Path, width: int, height: int) -> np.ndarray:
-    """A picture, cropped around its middle and resized: uint8 [height, width, 3].
-
-    Raises:
-      ValueError: if it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(
-                ImageOps.exif_transpose(image).convert("RGB"), (width, height), Image.Resampling.LANCZOS
-            )
-            return np.asarray(fitted)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 
 def tokens_of(codes: np.ndarray, layout) -> np.ndarray:
@@ -214,7 +170,7 @@ def _make(
     about = {"format": data.FORMAT, "target": digest, "model": name, "count": count, "shard": batch}
     about |= {"length": model.length, "features": None if features is None else list(features)}
     about |= {"dtype": str(jax.tree.leaves(state)[0].dtype), **settings}
-    settle(folder / "data.json", about, "data")
+    agree(folder / "data.json", about, "data")
     graph, total, done = model.program(ROOT).target, -(-count // batch), data.shards(folder)
     missing = [shard for shard in range(part[0], total, part[1]) if shard not in done]
     begin = time.monotonic()
@@ -225,6 +181,7 @@ def _make(
         if features is not None:
             kept = np.asarray(_features(graph, features, state, model.prefix(prompts, guided=True), tokens))
         rows = min(batch, count - shard * batch)
+        settle(folder / "data.json", about, "data")  # with the first rows, so that what cannot be read leaves nothing
         data.write_shard(
             folder, shard, tokens[:rows], captions[:rows], prompts[:rows], None if kept is None else kept[:rows]
         )

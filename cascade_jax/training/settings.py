@@ -9,18 +9,31 @@ def settle(path: pathlib.Path, settings: dict[str, Any], what: str = "a run") ->
     """Writes the settings of new work to the JSON file `path`; compares them with those of old work.
 
     Raises:
-      ValueError: if the file holds other settings; the message shows the difference.
+      ValueError: as `agree`.
     """
-    settings = json.loads(json.dumps(settings))
+    agree(path, settings, what)
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.tmp")
         temporary.write_text(json.dumps(settings, indent=2) + "\n")
         temporary.replace(path)
+
+
+def agree(path: pathlib.Path, settings: dict[str, Any], what: str = "a run") -> None:
+    """Compares settings with those in the JSON file `path`, if it is there.
+
+    Raises:
+      ValueError: if the file holds other settings, which the message shows, or is damaged.
+    """
+    if not path.exists():
         return
-    old = json.loads(path.read_text())
-    if old != settings:
+    try:
+        old = json.loads(path.read_text())
+        settings = json.loads(json.dumps(settings))
         names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: choose another folder") from error
+    if names:
         changes = "; ".join(f"{name}: {old.get(name)} there, {settings.get(name)} now" for name in names)
         raise ValueError(
             f"{path.parent} holds {what} with other settings ({changes}): keep them or choose another folder"

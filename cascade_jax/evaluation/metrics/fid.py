@@ -4,9 +4,9 @@
     distance = Distance(network, reference(network, "coco/val2017", square=256))
     distance.to(pictures.paths("run/cascade"))
 
-Pictures are read, resized and normalised as `pytorch-fid` does it: 8-bit RGB to [0, 1], bilinear to 299 x 299 without
-smoothing, then to [-1, 1]. Features are gathered in float64 bit by bit, so that memory does not grow with the number of
-pictures, and the parts that several processes gather can be merged (`quality.Moments`).
+Pictures (see `pictures.read`) are resized and normalised as `pytorch-fid` does it: 8-bit RGB to [0, 1], bilinear to
+299 x 299 without smoothing, then to [-1, 1]. Features are gathered in float64 bit by bit, so that memory does not grow
+with the number of pictures, and the parts that several processes gather can be merged (`quality.Moments`).
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cascade_jax import bundle
-from cascade_jax.evaluation import files, pictures
+from cascade_jax import bundle, pictures
+from cascade_jax.evaluation import files
 from cascade_jax.evaluation.metrics.judge import Moments, frechet
 from cascade_jax.models.inception import Inception
 from cascade_jax.training.data import fingerprint
@@ -127,7 +127,7 @@ def gather(
     """Mean and covariance of the features of pictures.
 
     Args:
-      square: see `pictures.read`.
+      square: see `pictures.batches`.
       batch: pictures at once; memory grows with it.
       progress: called with (pictures done, pictures in all).
 
@@ -166,7 +166,7 @@ def reference(
     """The statistics of a folder of pictures, or those stored in an .npz file, of ours or of `pytorch-fid`.
 
     Args:
-      square: see `pictures.read`; for folders alone.
+      square: see `pictures.batches`; for folders alone.
       keep: a file to keep the statistics of a folder in, so that they need not be measured again.
 
     Raises:

@@ -1,7 +1,8 @@
-"""What methods are compared on: captions from MS-COCO, PartiPrompts, text files, JSON lines, or of random scenes.
+"""The one reader of prompts, for every command: captions from MS-COCO, PartiPrompts, text files, JSON lines, or scenes.
 
     captions = read("annotations/captions_val2017.json")
     captions = read("scenes", count=64)
+    check(bundle, captions, "prompts.txt")  # names file and line of the first that the model cannot read
 
 Which format a file has is told from its ending:
 
@@ -10,16 +11,20 @@ Which format a file has is told from its ending:
     .tsv     PartiPrompts: a row of titles with Prompt and Category among them, then a prompt a row. Quotation marks
              are part of a prompt.
     .jsonl   an object a line: {"text": ..., "category": ...}, the latter optional.
-    others   a caption a line; blank lines do not count.
+    others   a caption a line.
+
+Lines may end as on any system, blank ones do not count, and byte-order marks are left out wherever they stand.
 """
 
+import codecs
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from cascade_jax.bundle import Bundle
 from cascade_jax.scenes import data
 
 _MOST_REPORTED = 5  # bad rows that an error lists
@@ -51,7 +56,8 @@ def read(spec: str | os.PathLike, count: int | None = None, seed: int = 0) -> li
       seed: of scenes; the i-th caption depends on it and i alone.
 
     Raises:
-      ValueError: if there is no such file, it has bad rows (the message says in which lines), or it has fewer.
+      ValueError: if there is no such file, it has no caption or bad ones (the message says in which lines), or fewer
+        than `count`.
     """
     if count is not None and count < 1:
         raise ValueError(f"count must be at least 1, not {count}")
@@ -63,21 +69,15 @@ def read(spec: str | os.PathLike, count: int | None = None, seed: int = 0) -> li
             for number, text in enumerate(data.random_captions(count, seed))
         ]
     path = pathlib.Path(spec)
-    if not path.is_file():
-        raise ValueError(f"there is no captions file {path}")
     reader = _READERS.get(path.suffix.lower(), _text)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"cannot read the captions file {path}: {error}") from error
-    rows, bad = reader(path, text)
+    rows, bad = reader(path, content(path))
     if bad:
         more = f"; and {len(bad) - _MOST_REPORTED} more" if len(bad) > _MOST_REPORTED else ""
         raise ValueError(f"{path} has bad rows: {'; '.join(bad[:_MOST_REPORTED])}{more}")
     if not rows:
-        raise ValueError(f"the captions file {path} is empty")
+        raise ValueError(f"the prompts file {path} is empty: it has one prompt a line")
     if count is not None and count > len(rows):
-        raise ValueError(f"{path} has {len(rows)} captions, and {count} are asked for")
+        raise ValueError(f"{path} has {len(rows)} prompts, and {count} are asked for")
     return [Caption(text, number, category, source) for number, (text, category, source) in enumerate(rows[:count])]
 
 
@@ -99,6 +99,49 @@ def listed(captions: Sequence[str | Caption]) -> list[Caption]:
     return found
 
 
+def check(bundle: Bundle, captions: Sequence[str | Caption], file: str | os.PathLike | None = None) -> None:
+    """Makes sure that a model can read captions.
+
+    A text encoder with a network of its own reads everything, and takes its time: it is shown one caption alone, which
+    tells whether all that it needs is there.
+
+    Args:
+      file: where they come from, for the message.
+
+    Raises:
+      ValueError: names the first that it cannot read, with file and line.
+    """
+    found = listed(captions)
+    for caption in found if bundle.config.encoder is None else found[:1]:
+        try:
+            bundle.encode([caption.text])
+        except ValueError as error:
+            place = caption.source or f"prompt {caption.number + 1}"
+            place = place if file is None else f"{file}, {place}"
+            raise ValueError(f"{place}, {caption.text!r}: {error}") from error
+
+
+def content(path: pathlib.Path) -> str:
+    """A text file, its lines ended by newlines alone and without byte-order marks.
+
+    Raises:
+      ValueError: if there is no such file, or it is no text; names the line.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no prompts file {path}")
+    try:
+        raw = path.read_bytes()
+        wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = raw.decode("utf-16" if wide else "utf-8")
+    except OSError as error:
+        raise ValueError(f"cannot read the prompts file {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise ValueError(f"{path}, line {line}: it is no UTF-8 text ({error.reason})") from error
+    # files that were joined have the marks of their parts within
+    return text.replace("\ufeff", "").replace("\r\n", "\n").replace("\r", "\n")
+
+
 _Rows = tuple[list[tuple[str, str | None, str]], list[str]]  # (text, category, source) of the good ones; the bad ones
 
 
@@ -116,7 +159,7 @@ def _coco(path: pathlib.Path, text: str) -> _Rows:
     bad = []
     for number, annotation in enumerate(annotations, 1):
         try:
-            image, own, caption = annotation["image_id"], annotation["id"], _line(annotation["caption"])
+            image, own, caption = annotation["image_id"], annotation["id"], one_line(annotation["caption"])
             found = image in images
         except (KeyError, TypeError, AttributeError) as error:
             bad.append(f"annotation {number}: {_what(error)}")
@@ -142,7 +185,7 @@ def _parti(path: pathlib.Path, text: str) -> _Rows:
             continue
         if len(cells) <= max(prompt, category):
             bad.append(f"line {number}: {len(cells)} columns")
-        elif not (caption := _line(cells[prompt])):
+        elif not (caption := one_line(cells[prompt])):
             bad.append(f"line {number}: the prompt is empty")
         else:
             rows.append((caption, cells[category].strip() or None, f"line {number}"))
@@ -151,13 +194,13 @@ def _parti(path: pathlib.Path, text: str) -> _Rows:
 
 def _json_lines(path: pathlib.Path, text: str) -> _Rows:
     rows, bad = [], []
-    for number, line in enumerate(_lines(text), 1):
-        if not line.strip():
+    for number, row in objects(text):
+        if row is None:
+            bad.append(f"line {number}: it is no JSON")
             continue
         try:
-            row: dict[str, Any] = json.loads(line)
-            caption, category = _line(row["text"]), row.get("category")
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+            caption, category = one_line(row["text"]), row.get("category")
+        except (KeyError, TypeError, AttributeError) as error:
             bad.append(f"line {number}: {_what(error)}")
             continue
         if not caption:
@@ -168,24 +211,32 @@ def _json_lines(path: pathlib.Path, text: str) -> _Rows:
 
 
 def _text(path: pathlib.Path, text: str) -> _Rows:
-    lines = [(_line(line), None, f"line {number}") for number, line in enumerate(_lines(text), 1)]
+    lines = [(one_line(line), None, f"line {number}") for number, line in enumerate(_lines(text), 1)]
     return [line for line in lines if line[0]], []
 
 
 _READERS = {".json": _coco, ".tsv": _parti, ".jsonl": _json_lines}
 
 
-def _line(text: str) -> str:
+def objects(text: str) -> Iterator[tuple[int, Any]]:
+    """The objects of JSON lines and their lines' numbers; None where a line is no JSON."""
+    for number, line in enumerate(_lines(text), 1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except json.JSONDecodeError:
+                yield number, None
+
+
+def one_line(text: str) -> str:
     """A caption in one line."""
     return " ".join(text.split())
 
 
 def _what(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    return "it is no JSON" if isinstance(error, json.JSONDecodeError) else "it is not what was expected"
+    return f"it lacks {error}" if isinstance(error, KeyError) else "it is not what was expected"
 
 
 def _lines(text: str) -> list[str]:
     """The lines of a file; other than `str.splitlines`, what looks like an end of line within a caption is none."""
-    return text.replace("\r\n", "\n").split("\n")
+    return text.split("\n")
