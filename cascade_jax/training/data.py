@@ -22,7 +22,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from cascade_jax import bundle
+from cascade_jax import bundle, files
 from cascade_jax.models.prompt import Prompt, TokenRows
 from cascade_jax.models.transformer import OutputMajor
 
@@ -242,10 +242,6 @@ def _verify(path: pathlib.Path) -> None:
 
 
 def _place(folder: pathlib.Path, number: int, suffix: str, save) -> None:
-    temporary = folder / f".{number:05d}.{os.getpid()}.{suffix}"
-    try:
-        with temporary.open("wb") as file:
-            save(file)
-        temporary.replace(folder / f"{number:05d}-{_digest(temporary)}.{suffix}")
-    finally:
-        temporary.unlink(missing_ok=True)
+    named = lambda path: f"{number:05d}-{_digest(path)}.{suffix}"
+    with files.whole(folder / f"{number:05d}.{suffix}", named) as temporary, temporary.open("wb") as file:
+        save(file)

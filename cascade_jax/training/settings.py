@@ -4,6 +4,8 @@ import json
 import pathlib
 from typing import Any
 
+from cascade_jax import files
+
 
 def settle(path: pathlib.Path, settings: dict[str, Any], what: str = "a run") -> None:
     """Writes the settings of new work to the JSON file `path`; compares them with those of old work.
@@ -13,10 +15,7 @@ def settle(path: pathlib.Path, settings: dict[str, Any], what: str = "a run") ->
     """
     agree(path, settings, what)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(settings, indent=2) + "\n")
-        temporary.replace(path)
+        files.write_json(path, settings)
 
 
 def agree(path: pathlib.Path, settings: dict[str, Any], what: str = "a run") -> None:
