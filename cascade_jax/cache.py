@@ -7,7 +7,7 @@ spans all of them. A forward pass returns the new tokens' keys and values and wr
 turn out to be part of the output is the decoding loop's business, so a cache never holds a rejected token.
 
 Shapes: `R` rows (guidance branches times batch), `S` new tokens, `T` slots of a segment, `K` key-value heads, `D` head
-size.
+size. `P` prefix slots, `d` model width.
 """
 
 import jax
@@ -41,6 +41,23 @@ def each(function, *segments: Segment) -> Segment:
 def slots(segment: Segment) -> int:
     """A segment's slots (T)."""
     return segment[0].value.shape[2]
+
+
+@struct.dataclass
+class Prefix:
+    """Encoded prompts: what stands before the first output token.
+
+    Attributes:
+      embeddings: [R, P, d], as the target takes them in.
+      drafter_embeddings: [R, P, d], as the drafter does.
+      length: int [R], slots in use; the rest of a row is filler.
+      holes: bool [R, P], padding inside the used slots, seen by nobody but itself; None for none.
+    """
+
+    embeddings: jax.Array
+    drafter_embeddings: jax.Array
+    length: jax.Array
+    holes: jax.Array | None = None
 
 
 @struct.dataclass

@@ -12,6 +12,7 @@ first. `P` prefix slots, `N` nodes, `D` tree depth, `d` model width, `L` output 
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +23,8 @@ from cascade_jax import cache as kv
 from cascade_jax import mesh
 from cascade_jax import sampling as warping
 from cascade_jax.acceptance import Rule
-from cascade_jax.cache import Context, Segment
-from cascade_jax.draft import Draft, DrafterState, draft
+from cascade_jax.cache import Context, Prefix, Segment
+from cascade_jax.draft import Draft, Outcome
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 from cascade_jax.verify import Turns, Verdict, finish, walk
@@ -35,7 +36,7 @@ class Program:
 
     Attributes:
       target: the target's graph definition.
-      drafter: the drafter's, or None if the tree is a lone root.
+      drafter: the drafter's (see `draft.Drafter`), or None if the tree is a lone root.
       tree: the draft tree.
       length: output tokens of a picture (L).
       layout: what may stand where in the output; None for no restriction.
@@ -48,23 +49,6 @@ class Program:
     length: int
     layout: Layout | None = None
     taps: tuple[int, ...] = ()
-
-
-@struct.dataclass
-class Prefix:
-    """Encoded prompts: what stands before the first output token.
-
-    Attributes:
-      embeddings: [R, P, d], as the target takes them in.
-      drafter_embeddings: [R, P, d], as the drafter does.
-      length: int [R], slots in use; the rest of a row is filler.
-      holes: bool [R, P], padding inside the used slots, seen by nobody but itself; None for none.
-    """
-
-    embeddings: jax.Array
-    drafter_embeddings: jax.Array
-    length: jax.Array
-    holes: jax.Array | None = None
 
 
 @struct.dataclass
@@ -97,18 +81,18 @@ class DecodeState:
       cache: the target's keys and values of prefix and accepted tokens, the root's excluded.
       length: int [R], slots of the cache in use.
       holes: as in `Prefix`.
-      drafter: the drafter's memory; None without one.
+      drafter: the drafter's memory, its own business; None without a drafter.
       stats: sums so far.
     """
 
-    tokens: jax.Array
-    count: jax.Array
-    keys: jax.Array
-    cache: Segment
-    length: jax.Array
-    holes: jax.Array | None
-    drafter: DrafterState | None
-    stats: Stats
+    tokens: jax.Array = mesh.by_sequence()
+    count: jax.Array = mesh.by_sequence()
+    keys: jax.Array = mesh.by_sequence()
+    cache: Segment = mesh.by_row()
+    length: jax.Array = mesh.by_row()
+    holes: jax.Array | None = mesh.by_row()
+    drafter: Any | None = struct.field()
+    stats: Stats = mesh.by_sequence()
 
 
 @struct.dataclass
@@ -152,43 +136,26 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
     tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
 
     capacity = slots + program.length + depth + 1
-    start = jnp.zeros(rows, jnp.int32)
-    drafter = None
+    memory = None
     if program.drafter is not None:
-        module = nnx.merge(program.drafter, params["drafter"])
-        context = Context(module.rope(positions[:, :-1]), kv.bias(kv.causal(slots - 1))[None, None])
-        read = split(features[:, :-1], program.taps)[1]
-        _, pairs = module(prefix.drafter_embeddings[:, 1:], module.fuse(read), context)
-        drafter = DrafterState(
-            cache=kv.write(kv.room(pairs, capacity), pairs, start),
-            length=prefix.length - 1,
-            tokens=jnp.pad(first[:, None], ((0, 0), (0, depth))),
-            features=jnp.pad(split(last, program.taps)[1], ((0, 0), (0, depth), (0, 0))),
-            pending=jnp.ones(batch, jnp.int32),
-        )
+        drafter, read = nnx.merge(program.drafter, params["drafter"]), split(features, program.taps)[1]
+        memory = drafter.start(target, program.tree, prefix, read, first, capacity)
     count, zero = jnp.ones(batch, jnp.int32), jnp.zeros(batch)
     stats = Stats(count * 0, count * 0, zero, zero, zero)
-    cache = kv.write(kv.room(fresh, capacity), fresh, start)
-    return DecodeState(tokens, count, keys, cache, prefix.length, prefix.holes, drafter, stats)
+    cache = kv.write(kv.room(fresh, capacity), fresh, jnp.zeros(rows, jnp.int32))
+    return DecodeState(tokens, count, keys, cache, prefix.length, prefix.holes, memory, stats)
 
 
-def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> DecodeState:
+def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> tuple[DecodeState, Seen]:
     """One step: draft a tree, verify it in one pass of the target, commit the accepted path. Finished rows stay put."""
-    return watched_step(program, params, state, rule, sampling)[0]
-
-
-def watched_step(
-    program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling
-) -> tuple[DecodeState, Seen]:
-    """`step`, and what it went by."""
     with jax.named_scope("draft"):
-        drafted, drafter = propose(program, params, state, sampling)
+        drafted, memory = propose(program, params, state, sampling)
     with jax.named_scope("target"):
         features, fresh = target_pass(program, params, state, drafted)
     with jax.named_scope("verify"):
-        verdict, turns = judge(program, params, state, drafted, features, rule, sampling)
+        verdict, turns, laws = decide(program, params, state, drafted, features, rule, sampling)
     with jax.named_scope("commit"):
-        after = commit(program, state, drafted, drafter, features, fresh, verdict)
+        after = commit(program, params, state, drafted, memory, features, fresh, verdict, laws)
     return after, Seen(drafted, split(features, program.taps)[0], verdict, turns)
 
 
@@ -204,7 +171,7 @@ def run(program: Program, params, state: DecodeState, rule: Rule, sampling: Samp
 
     def body(carry):
         taken, _, state = carry
-        state = step(program, params, state, rule, sampling)
+        state, _ = step(program, params, state, rule, sampling)
         return taken + 1, unfinished(state), state
 
     return jax.lax.while_loop(go, body, (jnp.int32(0), unfinished(state), state))[2]
@@ -248,14 +215,14 @@ def at_tokens(features: jax.Array, prefix: Prefix, count: int) -> jax.Array:
     return cut(features, prefix.length - 1)
 
 
-def propose(program: Program, params, state: DecodeState, sampling: Sampling) -> tuple[Draft, DrafterState | None]:
+def propose(program: Program, params, state: DecodeState, sampling: Sampling) -> tuple[Draft, Any | None]:
     """First part of a step: a tree of drafts behind the last known token, and the drafter's memory."""
     if program.drafter is None:
         return Draft(jnp.take_along_axis(state.tokens, (state.count - 1)[:, None], axis=1), None, None), None
     target = nnx.merge(program.target, params["target"])
     drafter = nnx.merge(program.drafter, params["drafter"])
     keys = _step_keys(state, 0)
-    return draft(drafter, target, program.tree, state.drafter, keys, sampling, state.count, program.layout)
+    return drafter.propose(target, program.tree, state.drafter, keys, sampling, state.count, program.layout)
 
 
 def target_pass(program: Program, params, state: DecodeState, drafted: Draft) -> tuple[jax.Array, Segment]:
@@ -276,20 +243,10 @@ def target_pass(program: Program, params, state: DecodeState, drafted: Draft) ->
 
 
 def decide(
-    program: Program,
-    params,
-    state: DecodeState,
-    drafted: Draft,
-    features: jax.Array,
-    rule: Rule,
-    sampling: Sampling,
-) -> Verdict:
-    """Third part: which drafts are accepted, and the token behind them; see `verify`."""
-    return judge(program, params, state, drafted, features, rule, sampling)[0]
-
-
-def judge(program: Program, params, state, drafted, features, rule, sampling) -> tuple[Verdict, Turns | None]:
-    """`decide`, and how every draft fared."""
+    program: Program, params, state: DecodeState, drafted: Draft, features: jax.Array, rule: Rule, sampling: Sampling
+) -> tuple[Verdict, Turns | None, jax.Array | None]:
+    """Third part: which drafts are accepted, and the token behind them (see `verify`); how every draft fared; and the
+    target's distributions [B, N, V] behind all nodes, if the drafter reads them."""
     target, keys = nnx.merge(program.target, params["target"]), _step_keys(state, 1)
     features, _ = split(features, program.taps)
     warp, branches = functools.partial(warping.warp, sampling=sampling), _branches(state)
@@ -300,31 +257,38 @@ def judge(program: Program, params, state, drafted, features, rule, sampling) ->
         positions = state.count[:, None] + jnp.take_along_axis(depths, nodes, axis=1)
         return _guided_logits(program, target, chosen, sampling, positions)
 
-    static = isinstance(program.tree, Tree)
-    inner = np.array(program.tree.inner if static else range(program.tree.num_nodes), np.int32)
+    static, size = isinstance(program.tree, Tree), program.tree.num_nodes
+    inner = np.array(program.tree.inner if static else range(size), np.int32)
     batch = keys.shape[0]  # not len(keys): an exported program does not know its batch
-    logits = logits_at(jnp.broadcast_to(inner, (batch, len(inner)))) if len(inner) else None
+    every = program.drafter is not None and nnx.merge(program.drafter, params["drafter"]).reads_laws
+    nodes = np.arange(size, dtype=np.int32) if every else inner
+    laws = warp(logits_at(jnp.broadcast_to(nodes, (batch, len(nodes))))) if len(nodes) else None
     topology = program.tree.topology if static else drafted.topology
 
-    def one(key, topology, tokens, draft_probs, logits, features):
-        return walk(key, topology, inner, tokens, draft_probs, logits, features, rule, warp)
+    def one(key, topology, tokens, draft_probs, laws, features):
+        return walk(key, topology, inner, tokens, draft_probs, laws, features, rule, lambda probs: probs)
 
+    at_inner = laws[:, inner] if every else laws
     walked = jax.vmap(one, (0, None if static else 0, 0, 0, 0, 0))(
-        keys, topology, drafted.tokens, drafted.probs, logits, features[:batch]
+        keys, topology, drafted.tokens, drafted.probs, at_inner, features[:batch]
     )
-    return jax.vmap(finish)(walked, warp(logits_at(walked.end[:, None])[:, 0])), walked.turns
+    end = walked.end[:, None]
+    last = jnp.take_along_axis(laws, end[..., None], axis=1) if every else warp(logits_at(end))
+    return jax.vmap(finish)(walked, last[:, 0]), walked.turns, laws if every else None
 
 
 def commit(
     program: Program,
+    params,
     state: DecodeState,
     drafted: Draft,
-    drafter: DrafterState | None,
+    memory: Any | None,
     features: jax.Array,
     fresh: Segment,
     verdict: Verdict,
+    laws: jax.Array | None = None,
 ) -> DecodeState:
-    """Fourth part: adds the accepted path and the bonus token to output, caches and sums."""
+    """Fourth part: adds the accepted path and the bonus token to output, caches and sums; the drafter observes it."""
     branches = _branches(state)
     steps = jnp.arange(program.tree.depth + 1)
     path = jnp.maximum(verdict.path, 0)  # what lies behind the accepted nodes is written too, and overwritten later
@@ -336,12 +300,11 @@ def commit(
 
     row_path, row_kept = jnp.concatenate([path] * branches), jnp.concatenate([kept] * branches)
     cache = kv.write(state.cache, kv.take(fresh, row_path), state.length, after=features[:, 0, 0])
-    if drafter is not None:
-        drafter = drafter.replace(
-            tokens=emitted,
-            features=jnp.take_along_axis(split(features, program.taps)[1], row_path[..., None], axis=1),
-            pending=jnp.maximum(kept, 1),
-        )
+    if memory is not None:
+        drafter, target = nnx.merge(program.drafter, params["drafter"]), nnx.merge(program.target, params["target"])
+        read, keys = split(features, program.taps)[1], _step_keys(state, 2)
+        outcome = Outcome(drafted, path, verdict.accepted, emitted, kept, read, laws, keys, state.count)
+        memory = drafter.observe(target, memory, outcome)
     going = kept > 0
     stats = Stats(
         state.stats.steps + going,
@@ -355,7 +318,7 @@ def commit(
         count=state.count + kept,
         cache=cache,
         length=state.length + row_kept,
-        drafter=drafter,
+        drafter=memory,
         stats=stats,
     )
 
@@ -387,7 +350,7 @@ def _guided_logits(
 
 
 def _step_keys(state: DecodeState, part: int) -> jax.Array:
-    """Every sequence's key for drafting (part 0) or verifying (part 1) in its current step."""
+    """Every sequence's key for drafting (part 0), verifying (part 1) or observing (part 2) in its current step."""
     return jax.vmap(lambda key, step: jax.random.fold_in(jax.random.fold_in(key, step), part))(
         state.keys, state.stats.steps
     )

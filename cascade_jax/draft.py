@@ -1,46 +1,22 @@
-"""Drafting: a drafter fills a tree with tokens, level by level.
+"""Drafting: a drafter proposes a tree of tokens, and remembers what became of it.
 
-The drafter is any module with `embed(tokens, target)`, `fuse(features)`, `rope(slots)`, `__call__(embeddings, fused
-features, context, past)`, `logits(hidden, target)` and `linear_head(target)` (see `models.eagle`). It keeps a cache of
-its own, which holds pairs of accepted tokens and *true* target features; at the start of every step it takes in the
-pairs that the last step accepted.
+A drafter is three pure functions over a memory that nobody else looks into (`Drafter`): it starts one when the prefix
+has been read, proposes a tree from it, and observes what the target made of the tree. `drafters` holds those that come
+with the package.
 
-Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `N` nodes, `M` inner nodes, `V` tokens,
-`D` depth, `d` model width.
+Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `P` prefix slots, `N` nodes, `M` inner
+nodes, `V` tokens, `D` depth.
 """
 
-import functools
-import itertools
+import dataclasses
+from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from flax import struct
 
-from cascade_jax import cache as kv
-from cascade_jax.cache import Context, Segment
-from cascade_jax.sampling import Layout, Sampling, distinct, guided_logits, top, warp_logits
+from cascade_jax.cache import Prefix
+from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Topology, Tree
-
-
-@struct.dataclass
-class DrafterState:
-    """What the drafter remembers between steps.
-
-    Attributes:
-      cache: its keys and values.
-      length: int [R], pairs in the cache.
-      tokens: int [B, D + 1], tokens of the pairs that it has not taken in yet.
-      features: [R, D + 1, d], the target's features before these tokens; what the drafter reads in their place if it
-        reads other layers, [R, D + 1, taps d].
-      pending: int [B], how many of them are real; at least 1, and the last is the tree's root.
-    """
-
-    cache: Segment
-    length: jax.Array
-    tokens: jax.Array
-    features: jax.Array
-    pending: jax.Array
 
 
 @struct.dataclass
@@ -58,181 +34,81 @@ class Draft:
     topology: Topology | None
 
 
-@struct.dataclass
-class _Head:
-    """From the drafter's hidden states to log probabilities of the next tokens, [.., V]."""
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What became of a draft.
 
-    sampling: Sampling
-    position: jax.Array  # int [B], the output position that the root's children would take
-
-    def __call__(self, drafter, target, layout: Layout | None, hidden: jax.Array, depth: int) -> jax.Array:
-        batch = self.position.shape[0]
-        hidden = hidden.reshape(-1, batch, *hidden.shape[1:])
-        head = functools.partial(drafter.logits, target=target)
-        logits = guided_logits(head, hidden, self.sampling.guidance, linear=drafter.linear_head(target))
-        if layout is not None:
-            logits = layout.constrain(logits, self.position[:, None] + depth)
-        return jax.nn.log_softmax(warp_logits(logits, self.sampling), axis=-1)
-
-
-def draft(
-    drafter,
-    target,
-    tree: Tree | DynamicTree,
-    state: DrafterState,
-    keys: jax.Array,
-    sampling: Sampling,
-    position: jax.Array,
-    layout: Layout | None = None,
-) -> tuple[Draft, DrafterState]:
-    """Takes in the pending pairs, then fills `tree`.
-
-    Args:
-      drafter: the drafter module.
-      target: the target module, for its embedding and head.
-      tree: static (children are drawn without replacement) or dynamic (the likeliest tokens).
-      state: the drafter's memory.
-      keys: a random key for every sequence, [B].
-      sampling: the target's sampling settings; at temperature 0 the drafter's likeliest tokens at temperature 1 are
-        proposed, which fills the whole tree and is lossless all the same.
-      position: int [B], output position of the root's children.
-      layout: what may stand where.
-
-    Returns:
-      The draft, and the drafter's memory with the pairs taken in.
+    Attributes:
+      draft: what was proposed.
+      path: int [B, D + 1], the accepted nodes from the root down; behind the last of them the root again.
+      accepted: int [B], number of accepted drafts.
+      emitted: int [B, D + 1], their tokens and, behind the last, the bonus token; what follows means nothing.
+      kept: int [B], how many of these became part of the output: `accepted` + 1, fewer at a picture's end, 0 in rows
+        that were complete before.
+      features: [R, N, ...], what the drafter reads of the target's pass, at every node (see `Drafter.taps`).
+      laws: [B, N, V], the target's distributions behind every node, if the drafter `reads_laws`; else None.
+      keys: [B], random keys for what the drafter draws of its own accord.
+      position: int [B], the output position that the root's children stood at.
     """
-    greedy = sampling.temperature == 0
-    head = _Head(sampling.replace(temperature=jnp.where(greedy, 1.0, sampling.temperature)), position)
-    hidden, state = take_in(drafter, target, state)
-    fill = _fill_static if isinstance(tree, Tree) else _fill_dynamic
-    return fill(drafter, target, tree, state, hidden, keys, greedy, head, layout), state
+
+    draft: Draft
+    path: jax.Array
+    accepted: jax.Array
+    emitted: jax.Array
+    kept: jax.Array
+    features: jax.Array
+    laws: jax.Array | None
+    keys: jax.Array
+    position: jax.Array
 
 
-def take_in(drafter, target, state: DrafterState) -> tuple[jax.Array, DrafterState]:
-    """Runs the pending pairs through the drafter; returns its hidden state at the last, [R, d], and the new memory."""
-    rows, size = state.features.shape[:2]
-    slots = state.length[:, None] + jnp.arange(size)
-    context = Context(drafter.rope(slots), kv.bias(kv.causal(size))[None, None], (_seen(state),))
-    embeddings = _tile(drafter.embed(jnp.maximum(state.tokens, 0), target), rows)
-    hidden, fresh = drafter(embeddings, drafter.fuse(state.features), context, (state.cache,))
-    pending = _tile(state.pending, rows)
-    last = jnp.take_along_axis(hidden, (pending - 1)[:, None, None], axis=1)[:, 0]
-    cache = kv.write(state.cache, fresh, state.length, after=last[:, 0])
-    return last, state.replace(cache=cache, length=state.length + pending)
+class Drafter(Protocol):
+    """An NNX module, perhaps without parameters, that proposes drafts.
 
+    Attributes:
+      memory: the class of its memory: a struct whose fields are marked by `mesh.by_row`, arrays with leading R, or
+        `mesh.by_sequence`, with leading B.
+      taps: the target's layers that it reads in place of the target's features; () for the features.
+      reads_laws: whether it observes the target's distributions behind all nodes.
+    """
 
-def _fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout) -> Draft:
-    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)[:, 0]
-    tokens = [None] * tree.num_nodes
-    tokens[0] = root
-    hiddens, probs, tree_cache, placed, noise = {0: hidden}, [], None, [], None
-    children = tree.topology.children
+    memory: type
+    taps: tuple[int, ...]
+    reads_laws: bool
 
-    for depth, level in enumerate(tree.levels[:-1]):
-        parents = [node for node in level if node in tree.inner]
-        if depth:
-            x, fresh = _descend(drafter, target, tree, state, depth, parents, tokens, hiddens, tree_cache, placed)
-            tree_cache, placed = kv.join(tree_cache, fresh), placed + parents
-            hiddens = {node: x[:, i] for i, node in enumerate(parents)}
-        log_probs = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
-        probs.append(jnp.exp(log_probs))
-        width = max(int(np.sum(children[node] >= 0)) for node in parents)
-        if noise is None:  # all of the step's noise at once: one generator call instead of one a level
-            shape = (len(tree.inner), log_probs.shape[-1])
-            noise = jnp.where(greedy, 0.0, jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys))
-        first = tree.inner.index(parents[0])
-        drawn = distinct(log_probs + noise[:, first : first + len(parents)], width)
-        for i, node in enumerate(parents):
-            for rank, child in enumerate(children[node][children[node] >= 0]):
-                tokens[child] = drawn[:, i, rank]
-    return Draft(jnp.stack(tokens, axis=1), jnp.concatenate(probs, axis=1), None)
+    def start(
+        self, target, tree: Tree | DynamicTree, prefix: Prefix, features: jax.Array, first: jax.Array, slots: int
+    ) -> Any:
+        """The memory after the prefix was read.
 
+        Args:
+          target: the target module.
+          tree: what will be proposed.
+          features: [R, P, ...], what it reads of the target's pass over the prefix.
+          first: int [B], the first token of the output, the root of the first tree.
+          slots: how many tokens the target's cache has room for.
+        """
 
-def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, tree_cache, placed):
-    """The drafter's hidden states [R, n, d] at `nodes`, all of one depth, and their keys and values."""
-    rows = state.length.shape[0]
-    ancestors = tree.topology.ancestors
-    features = jnp.stack([hiddens[tree.parents[n]] for n in nodes], axis=1)
-    drafts = jnp.maximum(jnp.stack([tokens[n] for n in nodes], axis=1), 0)
-    embeddings = _tile(drafter.embed(drafts, target), rows)
-    slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, len(nodes)))
-    past, past_bias = (state.cache,), (_seen(state),)
-    if placed:
-        past, past_bias = (*past, tree_cache), (*past_bias, kv.bias(ancestors[np.ix_(nodes, placed)])[None, None])
-    context = Context(drafter.rope(slots), kv.bias(np.eye(len(nodes), dtype=bool))[None, None], past_bias)
-    return drafter(embeddings, features, context, past)
+    def propose(
+        self,
+        target,
+        tree: Tree | DynamicTree,
+        memory: Any,
+        keys: jax.Array,
+        sampling: Sampling,
+        position: jax.Array,
+        layout: Layout | None = None,
+    ) -> tuple[Draft, Any]:
+        """A tree of drafts behind the last token that it observed, and the memory after that.
 
+        Args:
+          target: the target module, for its embedding and head.
+          tree: static (children are drawn without replacement) or dynamic (the likeliest tokens).
+          keys: a random key for every sequence, [B].
+          sampling: the target's sampling settings.
+          position: int [B], output position of the root's children.
+          layout: what may stand where.
+        """
 
-def _fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy, head, layout) -> Draft:
-    """EAGLE-2: expand the likeliest nodes round by round, keep the likeliest candidates of all rounds."""
-    del keys, greedy  # nothing is drawn: these drafts are deterministic
-    rows, batch, k = hidden.shape[0], state.tokens.shape[0], tree.top_k
-    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)
-
-    def best(log_probs):  # [B, n, V] -> values, tokens [B, n, k]
-        return top(log_probs, k)
-
-    values, tokens = best(head(drafter, target, layout, hidden[:, None], 0))
-    scores, frontier = values[:, 0], tokens[:, 0]  # [B, k]
-    ids = jnp.broadcast_to(jnp.arange(k), (batch, k))  # candidate numbers of the frontier, by round and rank
-    all_scores, all_tokens = [scores], [frontier]
-    all_parents, all_ranks = [jnp.full((batch, k), -1)], [jnp.broadcast_to(jnp.arange(k), (batch, k))]
-    features = jnp.broadcast_to(hidden[:, None], (rows, k, hidden.shape[-1]))
-    tree_cache, seen = None, None  # seen: bool [B, k, placed], which placed nodes are the frontier's ancestors
-
-    for depth in range(1, tree.rounds + 1):
-        slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, k))
-        past, past_bias = (state.cache,), (_seen(state),)
-        if tree_cache is not None:
-            past, past_bias = (*past, tree_cache), (*past_bias, _tile(kv.bias(seen), rows)[:, None])
-        context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias)
-        embeddings = _tile(drafter.embed(frontier, target), rows)
-        x, fresh = drafter(embeddings, features, context, past)
-        tree_cache = kv.join(tree_cache, fresh)
-        values, tokens = best(head(drafter, target, layout, x, depth))
-        candidates = (scores[..., None] + values).reshape(batch, k * k)
-        first = k + (depth - 1) * k * k
-        all_scores.append(candidates)
-        all_tokens.append(tokens.reshape(batch, k * k))
-        all_parents.append(jnp.repeat(ids, k, axis=1))
-        all_ranks.append(jnp.broadcast_to(jnp.tile(jnp.arange(k), k), (batch, k * k)))
-        if depth < tree.rounds:
-            scores, chosen = jax.lax.top_k(candidates, k)
-            ids, origin = first + chosen, chosen // k
-            frontier = jnp.take_along_axis(tokens.reshape(batch, k * k), chosen, axis=1)
-            features = jnp.take_along_axis(x, _tile(origin, rows)[..., None], axis=1)
-            here = jax.nn.one_hot(origin, k, dtype=bool)
-            before = None if seen is None else jnp.take_along_axis(seen, origin[..., None], axis=1)
-            seen = here if before is None else jnp.concatenate([before, here], axis=-1)
-
-    candidates = [jnp.concatenate(x, axis=1) for x in (all_scores, all_tokens, all_parents, all_ranks)]
-    tokens, topology = jax.vmap(lambda *c: _keep_best(tree, *c))(*candidates)
-    return Draft(jnp.concatenate([root, tokens], axis=1), None, topology)
-
-
-def _keep_best(tree: DynamicTree, scores, tokens, parents, ranks) -> tuple[jax.Array, Topology]:
-    """The best candidates by score, as a tree. A parent never scores below its child and stands before it, so it is
-    always kept with it; likewise a sibling of higher rank."""
-    kept = jnp.sort(jax.lax.top_k(scores, tree.drafts)[1])  # candidate numbers, in order of depth
-    node_of = jnp.full(len(scores) + 1, -1).at[kept].set(jnp.arange(1, tree.num_nodes)).at[-1].set(0)
-    parent = node_of[parents[kept]]  # parent -1, the root, reads the last entry: node 0
-    exists = jnp.isfinite(scores[kept])
-    depth_of = np.concatenate([[1] * tree.top_k, *([d] * tree.top_k**2 for d in range(2, tree.rounds + 2))])
-    depths = jnp.append(0, jnp.asarray(depth_of)[kept])
-    nodes = jnp.arange(1, tree.num_nodes)
-    children = jnp.full((tree.num_nodes, tree.top_k), -1).at[parent, ranks[kept]].set(jnp.where(exists, nodes, -1))
-    link = jnp.zeros((tree.num_nodes, tree.num_nodes), bool).at[nodes, parent].set(True)
-    ancestors = link | jnp.eye(tree.num_nodes, dtype=bool)
-    for _ in range(int(np.ceil(np.log2(max(tree.depth, 2))))):
-        ancestors = (ancestors.astype(jnp.float32) @ ancestors.astype(jnp.float32)) > 0
-    topology = Topology(jnp.append(-1, parent), depths, children, ancestors, tree.depth)
-    return jnp.where(exists, tokens[kept], -1), topology
-
-
-def _seen(state: DrafterState) -> jax.Array:
-    return kv.filled(kv.slots(state.cache), state.length)
-
-
-def _tile(x: jax.Array, rows: int) -> jax.Array:
-    """Per-sequence values [B, ...] repeated for every guidance branch, [R, ...]."""
-    return jnp.concatenate(list(itertools.repeat(x, rows // x.shape[0])), axis=0)
+    def observe(self, target, memory: Any, outcome: Outcome) -> Any:
+        """The memory after the target has judged the tree."""

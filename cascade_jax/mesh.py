@@ -5,9 +5,12 @@ partitions the programs; what the code says is where a few arrays lie. It says s
 (`jax.set_mesh`), and without one all of this does nothing.
 """
 
+import dataclasses
 import re
+from typing import Any
 
 import jax
+from flax import struct
 from jax.sharding import AxisType, Mesh, PartitionSpec
 
 DATA, MODEL = "data", "model"
@@ -79,3 +82,18 @@ def anywhere(flag: jax.Array) -> jax.Array:
 def whole(x: jax.Array) -> jax.Array:
     """`x`, all of it on every device of `model`."""
     return x if shards() == 1 else jax.lax.with_sharding_constraint(x, PartitionSpec())
+
+
+def by_row() -> Any:
+    """A struct's field whose arrays have a row for every guidance branch of every sequence, [R, ...]."""
+    return struct.field(metadata={"rows": True})
+
+
+def by_sequence() -> Any:
+    """A struct's field whose arrays have a row for every sequence, [B, ...]."""
+    return struct.field(metadata={"rows": False})
+
+
+def lies_by_row(field: dataclasses.Field) -> bool:
+    """Whether a struct's field was marked by `by_row`."""
+    return field.metadata.get("rows", False)

@@ -9,6 +9,7 @@ Every row of devices over `data` runs the loop on prompts of its own. Rows excha
 work left, and that only if `model` divides them: see `mesh.anywhere`.
 """
 
+import dataclasses
 import math
 import re
 from functools import partial
@@ -16,14 +17,14 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cascade_jax import decode
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Config, Placement
 from cascade_jax.decode import DecodeState, Prefix, Program
-from cascade_jax.draft import DrafterState
-from cascade_jax.mesh import DATA, MODEL
+from cascade_jax.mesh import DATA, MODEL, lies_by_row
 from cascade_jax.models.transformer import OutputMajor, straight
 from cascade_jax.sampling import Sampling
 
@@ -144,12 +145,12 @@ def _prefill(program, params, prefix, keys, sampling):
         state = decode.prefill(program, params, jax.tree.map(_together, prefix), keys, sampling)
         return _mapped(state, partial(_apart, batch=keys.shape[0]))
 
-    return _over_data(local, (None, _ROWS, _BATCH, None), _specs(program))(params, prefix, keys, sampling)
+    return _over_data(local, (None, _ROWS, _BATCH, None), _specs(program, params))(params, prefix, keys, sampling)
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _run(program, params, state, rule, sampling, limit):
-    specs = _specs(program)
+    specs = _specs(program, params)
 
     def local(params, state, rule, sampling, limit):
         batch = state.count.shape[0]
@@ -169,20 +170,28 @@ def _over_data(function, given: tuple, made: DecodeState):
     return jax.shard_map(function, in_specs=given, out_specs=made, axis_names={DATA}, check_vma=False)
 
 
-def _specs(program: Program) -> DecodeState:
+def _specs(program: Program, params) -> DecodeState:
     """Where the fields of a state lie."""
-    drafter = None if program.drafter is None else DrafterState(_ROWS, _ROWS, _BATCH, _ROWS, _BATCH)
-    return DecodeState(_BATCH, _BATCH, _BATCH, _ROWS, _ROWS, _ROWS, drafter, _BATCH)
+
+    def lie(kind: type, **given):
+        fields = {f.name: _ROWS if lies_by_row(f) else _BATCH for f in dataclasses.fields(kind)}
+        return kind(**fields | given)
+
+    memory = None
+    if program.drafter is not None:
+        memory = lie(nnx.merge(program.drafter, params["drafter"]).memory)
+    return lie(DecodeState, drafter=memory)
 
 
 def _mapped(state: DecodeState, function) -> DecodeState:
     """A state with `function` applied to what has a row for every guidance branch."""
-    rows = partial(jax.tree.map, function)
-    if (drafter := state.drafter) is not None:
-        drafter = drafter.replace(
-            cache=rows(drafter.cache), length=rows(drafter.length), features=rows(drafter.features)
-        )
-    return state.replace(cache=rows(state.cache), length=rows(state.length), holes=rows(state.holes), drafter=drafter)
+
+    def mapped(part):
+        rows = {f.name: getattr(part, f.name) for f in dataclasses.fields(part) if lies_by_row(f)}
+        return part.replace(**jax.tree.map(function, rows))
+
+    memory = None if state.drafter is None else mapped(state.drafter)
+    return mapped(state).replace(drafter=memory)
 
 
 def _apart(x: jax.Array, batch: int) -> jax.Array:

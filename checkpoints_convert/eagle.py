@@ -3,8 +3,8 @@
 import re
 from collections.abc import Sequence
 
-from cascade_jax.models.eagle import EagleConfig
-from cascade_jax.models.eagle3 import Eagle3Config, layers_read
+from cascade_jax.drafters.eagle import EagleConfig
+from cascade_jax.drafters.eagle3 import Eagle3Config, layers_read
 from cascade_jax.models.llamagen import LlamaGenConfig
 from cascade_jax.models.transformer import BlockConfig
 from checkpoints_convert.formats import Format, Known

@@ -18,7 +18,7 @@ from cascade_jax import bundle, decode
 from cascade_jax import cache as kv
 from cascade_jax.acceptance import strict
 from cascade_jax.cache import Context
-from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.drafters.eagle import Eagle1, EagleConfig
 from cascade_jax.tree import Tree
 from checkpoints_convert.convert import planned
 from checkpoints_convert.formats import Format, Known

@@ -7,7 +7,7 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax import bundle
-from cascade_jax.models.eagle import Eagle1, EagleConfig
+from cascade_jax.drafters.eagle import Eagle1, EagleConfig
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.transformer import BlockConfig
 from cascade_jax.models.vq import VQConfig, VQModel

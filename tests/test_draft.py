@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 from tiny import FAST
 
-from cascade_jax import cache, decode, draft
+from cascade_jax import cache, decode
 from cascade_jax import tree as trees
 from cascade_jax.cache import Context
 from cascade_jax.sampling import Sampling, guide, warp
@@ -85,7 +85,7 @@ def drafted(tiny, state, tree, settings=SAMPLED):
     @functools.partial(jax.jit, compiler_options=FAST)
     def go(params, memory, count, settings):
         drafter, target = nnx.merge(graphs[0], params["drafter"]), nnx.merge(graphs[1], params["target"])
-        return draft.draft(drafter, target, tree, memory, tiny.keys(8), settings, count)[0]
+        return drafter.propose(target, tree, memory, tiny.keys(8), settings, count)[0]
 
     return [
         jax.tree.map(np.asarray, go(tiny.params(tree), state.drafter, state.count, s.checked()))

@@ -13,7 +13,7 @@ from cascade_jax import cache as kv
 from cascade_jax import decode
 from cascade_jax import tree as trees
 from cascade_jax.cache import Context
-from cascade_jax.models.eagle3 import Eagle3, Eagle3Config, layers_read
+from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config, layers_read
 from cascade_jax.models.transformer import Attention, BlockConfig, run_blocks
 from cascade_jax.sampling import Sampling, guide
 from cascade_jax.tree import DynamicTree

@@ -14,11 +14,11 @@ from small import write_bundle
 
 from cascade_jax import bundle, cli, methods, pipeline, trees
 from cascade_jax.bundle import Config
+from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.export import artifact
 from cascade_jax.export import programs as export
 from cascade_jax.export.artifact import Artifact, ArtifactError
 from cascade_jax.models import chameleon, janus, llamagen
-from cascade_jax.models.eagle import EagleConfig
 from cascade_jax.models.vq import DS16
 
 PROMPT = "a red ball on gravel"

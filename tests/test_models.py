@@ -13,8 +13,8 @@ from cascade_jax import cache as kv
 from cascade_jax import decode
 from cascade_jax import tree as trees
 from cascade_jax.cache import Context
+from cascade_jax.drafters.eagle import Eagle1, EagleConfig
 from cascade_jax.models import llamagen, transformer
-from cascade_jax.models.eagle import Eagle1, EagleConfig
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.transformer import BlockConfig
 

@@ -10,8 +10,8 @@ from flax import nnx
 
 from cascade_jax import decode
 from cascade_jax.acceptance import strict
-from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.eagle3 import Eagle3
+from cascade_jax.drafters.eagle import Eagle1, EagleConfig
+from cascade_jax.drafters.eagle3 import Eagle3
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.sampling import Layout, Sampling, guide
 from cascade_jax.tree import DynamicTree, Tree

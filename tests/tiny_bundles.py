@@ -8,8 +8,8 @@ from flax import nnx
 from small import VQ
 
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract
+from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.models.chameleon import ChameleonConfig
-from cascade_jax.models.eagle import EagleConfig
 from cascade_jax.models.janus import JanusConfig
 from cascade_jax.models.llamagen import LlamaGenConfig
 

@@ -31,9 +31,9 @@ from flax import nnx
 
 from cascade_jax import files, platforms
 from cascade_jax.decode import Prefix, Program
+from cascade_jax.drafters.eagle import Eagle1, EagleConfig
+from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config
 from cascade_jax.models.clip import CLIP, CLIPConfig
-from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.eagle3 import Eagle3, Eagle3Config
 from cascade_jax.models.families import TARGETS
 from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.prompt import Prompt

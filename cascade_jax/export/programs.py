@@ -101,7 +101,7 @@ def lower(
         def step(states, state, rule, sampling):
             state = state_of(state | {"keys": jax.random.wrap_key_data(state["keys"])})
             read, rule, sampling = fill["states"](states), fill["rule"](rule), fill["sampling"](sampling)
-            state = decode.step(program, read, state, rule, sampling)
+            state, _ = decode.step(program, read, state, rule, sampling)
             return named(state.replace(keys=jax.random.key_data(state.keys)))
 
         made["step"] = exported(step, shapes["states"], stored, shapes["rule"], shapes["sampling"])

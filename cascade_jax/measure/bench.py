@@ -23,11 +23,11 @@ from cascade_jax import decode, pipeline, platforms
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract, default_sampling, laid_out
 from cascade_jax.draft import Draft
+from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.evaluation import files
 from cascade_jax.evaluation.compare import machine
 from cascade_jax.methods import Method
 from cascade_jax.models import chameleon, janus, llamagen
-from cascade_jax.models.eagle import EagleConfig
 from cascade_jax.models.vq import DS16
 from cascade_jax.sampling import Sampling
 from cascade_jax.tree import EAGLE_25, LANTERNPP_57, ROOT, Tree, chain
@@ -232,7 +232,7 @@ def _propose(program, params, memory, state, sampling):
 
 _target_pass = jax.jit(decode.target_pass, static_argnums=0)
 _decide = jax.jit(decode.decide, static_argnums=0)
-_commit = jax.jit(decode.commit, static_argnums=0, donate_argnums=(1, 3))
+_commit = jax.jit(decode.commit, static_argnums=0, donate_argnums=(2, 4))
 
 
 def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
@@ -258,8 +258,9 @@ def _parts(bundle, method, prompts, sampling, steps, repeats) -> dict[str, Any]:
             memory, state = state.drafter, state.replace(drafter=None)
             drafted, memory = clocked("draft", _propose, program, params, memory, state, sampling)
             features, fresh = clocked("target", _target_pass, program, params, state, drafted)
-            verdict = clocked("verify", _decide, program, params, state, drafted, features, method.rule, sampling)
-            state = clocked("commit", _commit, program, state, drafted, memory, features, fresh, verdict)
+            decided = clocked("verify", _decide, program, params, state, drafted, features, method.rule, sampling)
+            verdict, _, laws = decided
+            state = clocked("commit", _commit, program, params, state, drafted, memory, features, fresh, verdict, laws)
         if repeat:
             prefills.append(prefill)
             loops.append(seconds / taken)

@@ -62,7 +62,7 @@ def acceptance(bundle: Bundle, method: Method, prompts: Sequence[Prompt], seed: 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _step(program, params, state, rule, sampling):
     """`decode.step`, and the accepted paths int [B, D + 1]."""
-    state, seen = decode.watched_step(program, params, state, rule, sampling)
+    state, seen = decode.step(program, params, state, rule, sampling)
     return state, seen.verdict.path
 
 

@@ -19,13 +19,13 @@ import numpy as np
 from cascade_jax import methods as by_name
 from cascade_jax import pictures, pipeline
 from cascade_jax.bundle import Bundle, default_sampling
+from cascade_jax.drafters.eagle3 import Eagle3Config
 from cascade_jax.evaluation import compare, files, run, sweep
 from cascade_jax.evaluation.grid import grid
 from cascade_jax.evaluation.metrics.clip import Scorer
 from cascade_jax.evaluation.metrics.fid import Distance
 from cascade_jax.evaluation.metrics.judge import Referee
 from cascade_jax.methods import Method
-from cascade_jax.models.eagle3 import Eagle3Config
 from cascade_jax.paper import figures, traces
 from cascade_jax.paper import numbers as paper
 from cascade_jax.paper.confidence import Confidence, confidence

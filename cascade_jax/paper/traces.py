@@ -132,7 +132,7 @@ def _step(program, params, state, rule, sampling):
     """`decode.step` of one picture, and what a `Trace` holds of it; `alone` is the probability of accepting a draft if
     there were but the first kind of relaxation."""
     position = state.count
-    state, seen = decode.watched_step(program, params, state, rule, sampling)
+    state, seen = decode.step(program, params, state, rule, sampling)
     tokens, turns = seen.draft.tokens, seen.turns
     topology = seen.draft.topology
     if topology is None:

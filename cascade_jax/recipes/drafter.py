@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax.bundle import Bundle, Prompt
-from cascade_jax.models.eagle import EagleConfig
+from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.sampling import Sampling
 from cascade_jax.scenes import captions, data
 from cascade_jax.training import distill as distilling

@@ -24,8 +24,8 @@ from flax import nnx
 
 from cascade_jax.cache import Context, bias, causal
 from cascade_jax.decode import Prefix, at_tokens, split, teacher_forced
-from cascade_jax.models.eagle import Eagle1, EagleConfig
-from cascade_jax.models.eagle3 import Eagle3, Eagle3Config, layers_read
+from cascade_jax.drafters.eagle import Eagle1, EagleConfig
+from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config, layers_read
 from cascade_jax.models.llamagen import LlamaGenConfig
 from cascade_jax.sampling import Layout, guided_logits
 from cascade_jax.training import losses

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from cascade_jax import bundle, decode
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle
-from cascade_jax.models.eagle import EagleConfig
-from cascade_jax.models.eagle3 import Eagle3Config
+from cascade_jax.drafters.eagle import EagleConfig
+from cascade_jax.drafters.eagle3 import Eagle3Config
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.training import data, loop
 from cascade_jax.training.drafter import Batches, Graphs, Objective, Schedule, drafter_loss, sizes, standard, start

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cascade_jax.cache import Context, Segment
-from cascade_jax.models.eagle import rope
+from cascade_jax.drafters.eagle import rope
+from cascade_jax.drafters.pairs import PairDrafter
 from cascade_jax.models.transformer import Attention, BlockConfig, FeedForward, Linear, RMSNorm
 
 
@@ -48,7 +49,7 @@ def layers_read(layers: int) -> tuple[int, int, int]:
     return (2, layers // 2, layers - 3) if layers >= 6 else (1, (layers + 1) // 2, layers)
 
 
-class Eagle3(nnx.Module):
+class Eagle3(PairDrafter):
     """The drafter."""
 
     def __init__(self, config: Eagle3Config, *, rngs: nnx.Rngs):

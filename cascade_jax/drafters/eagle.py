@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from cascade_jax.cache import Context, Segment
+from cascade_jax.drafters.pairs import PairDrafter
 from cascade_jax.models.transformer import Block, BlockConfig, Linear, rope_1d, rope_2d, run_blocks
 
 
@@ -42,7 +43,7 @@ class EagleConfig:
         return ()
 
 
-class Eagle1(nnx.Module):
+class Eagle1(PairDrafter):
     """The drafter. The head is the target's, and so is the token embedding unless it has its own."""
 
     def __init__(self, config: EagleConfig, *, rngs: nnx.Rngs):

@@ -1,0 +1,156 @@
+"""How a drafter that grows its tree level by level fills it: a static tree (EAGLE-1) or a dynamic one (EAGLE-2).
+
+The drafter is a `pairs.PairDrafter`. `hidden` is its hidden state at the root, [R, d].
+
+Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `N` nodes, `V` tokens, `d` model width.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from cascade_jax import cache as kv
+from cascade_jax.cache import Context
+from cascade_jax.draft import Draft
+from cascade_jax.sampling import Layout, Sampling, distinct, guided_logits, top, warp_logits
+from cascade_jax.tree import DynamicTree, Topology, Tree
+
+
+@struct.dataclass
+class Head:
+    """From the drafter's hidden states to log probabilities of the next tokens, [.., V]."""
+
+    sampling: Sampling
+    position: jax.Array  # int [B], the output position that the root's children would take
+
+    def __call__(self, drafter, target, layout: Layout | None, hidden: jax.Array, depth: int) -> jax.Array:
+        batch = self.position.shape[0]
+        hidden = hidden.reshape(-1, batch, *hidden.shape[1:])
+        head = functools.partial(drafter.logits, target=target)
+        logits = guided_logits(head, hidden, self.sampling.guidance, linear=drafter.linear_head(target))
+        if layout is not None:
+            logits = layout.constrain(logits, self.position[:, None] + depth)
+        return jax.nn.log_softmax(warp_logits(logits, self.sampling), axis=-1)
+
+
+def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout) -> Draft:
+    """EAGLE-1: children are drawn without replacement, all of a level at once."""
+    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)[:, 0]
+    tokens = [None] * tree.num_nodes
+    tokens[0] = root
+    hiddens, probs, tree_cache, placed, noise = {0: hidden}, [], None, [], None
+    children = tree.topology.children
+
+    for depth, level in enumerate(tree.levels[:-1]):
+        parents = [node for node in level if node in tree.inner]
+        if depth:
+            x, fresh = _descend(drafter, target, tree, state, depth, parents, tokens, hiddens, tree_cache, placed)
+            tree_cache, placed = kv.join(tree_cache, fresh), placed + parents
+            hiddens = {node: x[:, i] for i, node in enumerate(parents)}
+        log_probs = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
+        probs.append(jnp.exp(log_probs))
+        width = max(int(np.sum(children[node] >= 0)) for node in parents)
+        if noise is None:  # all of the step's noise at once: one generator call instead of one a level
+            shape = (len(tree.inner), log_probs.shape[-1])
+            noise = jnp.where(greedy, 0.0, jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys))
+        first = tree.inner.index(parents[0])
+        drawn = distinct(log_probs + noise[:, first : first + len(parents)], width)
+        for i, node in enumerate(parents):
+            for rank, child in enumerate(children[node][children[node] >= 0]):
+                tokens[child] = drawn[:, i, rank]
+    return Draft(jnp.stack(tokens, axis=1), jnp.concatenate(probs, axis=1), None)
+
+
+def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, tree_cache, placed):
+    """The drafter's hidden states [R, n, d] at `nodes`, all of one depth, and their keys and values."""
+    rows = state.length.shape[0]
+    ancestors = tree.topology.ancestors
+    features = jnp.stack([hiddens[tree.parents[n]] for n in nodes], axis=1)
+    drafts = jnp.maximum(jnp.stack([tokens[n] for n in nodes], axis=1), 0)
+    embeddings = tile(drafter.embed(drafts, target), rows)
+    slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, len(nodes)))
+    past, past_bias = (state.cache,), (seen_pairs(state),)
+    if placed:
+        past, past_bias = (*past, tree_cache), (*past_bias, kv.bias(ancestors[np.ix_(nodes, placed)])[None, None])
+    context = Context(drafter.rope(slots), kv.bias(np.eye(len(nodes), dtype=bool))[None, None], past_bias)
+    return drafter(embeddings, features, context, past)
+
+
+def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy, head, layout) -> Draft:
+    """EAGLE-2: expand the likeliest nodes round by round, keep the likeliest candidates of all rounds."""
+    del keys, greedy  # nothing is drawn: these drafts are deterministic
+    rows, batch, k = hidden.shape[0], state.tokens.shape[0], tree.top_k
+    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)
+
+    def best(log_probs):  # [B, n, V] -> values, tokens [B, n, k]
+        return top(log_probs, k)
+
+    values, tokens = best(head(drafter, target, layout, hidden[:, None], 0))
+    scores, frontier = values[:, 0], tokens[:, 0]  # [B, k]
+    ids = jnp.broadcast_to(jnp.arange(k), (batch, k))  # candidate numbers of the frontier, by round and rank
+    all_scores, all_tokens = [scores], [frontier]
+    all_parents, all_ranks = [jnp.full((batch, k), -1)], [jnp.broadcast_to(jnp.arange(k), (batch, k))]
+    features = jnp.broadcast_to(hidden[:, None], (rows, k, hidden.shape[-1]))
+    tree_cache, seen = None, None  # seen: bool [B, k, placed], which placed nodes are the frontier's ancestors
+
+    for depth in range(1, tree.rounds + 1):
+        slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, k))
+        past, past_bias = (state.cache,), (seen_pairs(state),)
+        if tree_cache is not None:
+            past, past_bias = (*past, tree_cache), (*past_bias, tile(kv.bias(seen), rows)[:, None])
+        context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias)
+        embeddings = tile(drafter.embed(frontier, target), rows)
+        x, fresh = drafter(embeddings, features, context, past)
+        tree_cache = kv.join(tree_cache, fresh)
+        values, tokens = best(head(drafter, target, layout, x, depth))
+        candidates = (scores[..., None] + values).reshape(batch, k * k)
+        first = k + (depth - 1) * k * k
+        all_scores.append(candidates)
+        all_tokens.append(tokens.reshape(batch, k * k))
+        all_parents.append(jnp.repeat(ids, k, axis=1))
+        all_ranks.append(jnp.broadcast_to(jnp.tile(jnp.arange(k), k), (batch, k * k)))
+        if depth < tree.rounds:
+            scores, chosen = jax.lax.top_k(candidates, k)
+            ids, origin = first + chosen, chosen // k
+            frontier = jnp.take_along_axis(tokens.reshape(batch, k * k), chosen, axis=1)
+            features = jnp.take_along_axis(x, tile(origin, rows)[..., None], axis=1)
+            here = jax.nn.one_hot(origin, k, dtype=bool)
+            before = None if seen is None else jnp.take_along_axis(seen, origin[..., None], axis=1)
+            seen = here if before is None else jnp.concatenate([before, here], axis=-1)
+
+    candidates = [jnp.concatenate(x, axis=1) for x in (all_scores, all_tokens, all_parents, all_ranks)]
+    tokens, topology = jax.vmap(lambda *c: _keep_best(tree, *c))(*candidates)
+    return Draft(jnp.concatenate([root, tokens], axis=1), None, topology)
+
+
+def _keep_best(tree: DynamicTree, scores, tokens, parents, ranks) -> tuple[jax.Array, Topology]:
+    """The best candidates by score, as a tree. A parent never scores below its child and stands before it, so it is
+    always kept with it; likewise a sibling of higher rank."""
+    kept = jnp.sort(jax.lax.top_k(scores, tree.drafts)[1])  # candidate numbers, in order of depth
+    node_of = jnp.full(len(scores) + 1, -1).at[kept].set(jnp.arange(1, tree.num_nodes)).at[-1].set(0)
+    parent = node_of[parents[kept]]  # parent -1, the root, reads the last entry: node 0
+    exists = jnp.isfinite(scores[kept])
+    depth_of = np.concatenate([[1] * tree.top_k, *([d] * tree.top_k**2 for d in range(2, tree.rounds + 2))])
+    depths = jnp.append(0, jnp.asarray(depth_of)[kept])
+    nodes = jnp.arange(1, tree.num_nodes)
+    children = jnp.full((tree.num_nodes, tree.top_k), -1).at[parent, ranks[kept]].set(jnp.where(exists, nodes, -1))
+    link = jnp.zeros((tree.num_nodes, tree.num_nodes), bool).at[nodes, parent].set(True)
+    ancestors = link | jnp.eye(tree.num_nodes, dtype=bool)
+    for _ in range(int(np.ceil(np.log2(max(tree.depth, 2))))):
+        ancestors = (ancestors.astype(jnp.float32) @ ancestors.astype(jnp.float32)) > 0
+    topology = Topology(jnp.append(-1, parent), depths, children, ancestors, tree.depth)
+    return jnp.where(exists, tokens[kept], -1), topology
+
+
+def seen_pairs(memory) -> jax.Array:
+    """Additive mask [R, 1, 1, T] of the drafter's own cache."""
+    return kv.filled(kv.slots(memory.cache), memory.length)
+
+
+def tile(x: jax.Array, rows: int) -> jax.Array:
+    """Per-sequence values [B, ...] repeated for every guidance branch, [R, ...]."""
+    return jnp.concatenate(list(itertools.repeat(x, rows // x.shape[0])), axis=0)
