@@ -1,14 +1,16 @@
-"""The paper's methods by name, and pictures drawn by them in batches.
+"""THE registry of methods, and pictures drawn by them in batches.
 
     cascade = method("cascade", bundle, budget=0.25)
     for numbers, drawn in draw_all(bundle, cascade, prompts, seed=0):
         ...
 
-A method is a rule and a tree; the drafter comes with the model. Each has the defaults of the paper's comparison, which
-fit a codebook of 16,384 entries; what counts codes scales with the codebook.
+A method is a rule and a tree; the drafter comes with the model unless the method brings its own. Each has the defaults
+of the paper's comparison, which fit a codebook of 16,384 entries; what counts codes scales with the codebook. A new
+method is one entry of `METHODS`: flags, help, and what `compare` and `eval` draw by are made of it.
 """
 
 import dataclasses
+import functools
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,24 +21,155 @@ import numpy as np
 from cascade_jax import acceptance, pipeline, platforms
 from cascade_jax import tree as trees
 from cascade_jax.acceptance import Rule
-from cascade_jax.bundle import Bundle, Prompt, default_sampling
+from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
 from cascade_jax.sampling import Sampling
 from cascade_jax.tree import DynamicTree, Tree
 
-METHODS = ("ar", "eagle", "lantern", "lantern++", "gsd", "cascade")
+AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade"
 TREES = {"eagle25": trees.EAGLE_25, "lanternpp57": trees.LANTERNPP_57, "eagle2": trees.EAGLE_2}
 BATCH = 16
-
-_SETTINGS = {
-    "ar": (),
-    "eagle": (),
-    "lantern": ("neighbours", "delta"),
-    "lantern++": ("neighbours", "lam"),
-    "gsd": ("group",),
-    "cascade": ("tau_pos", "tau_seq", "budget", "ledger", "mass"),
-}
-_TREES = {"ar": trees.ROOT, "lantern": trees.EAGLE_2, "lantern++": trees.LANTERNPP_57}  # all others: the platform's
 _MOST_DRAFTS = 512
+
+Settings = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A value that methods take; two methods may share one, with defaults of their own.
+
+    Attributes:
+      name: as a keyword and, with dashes, as a flag.
+      kind: its type.
+      about: what it is, for the flag's help.
+      default: of a model's configuration.
+      choices: what it may be; empty for any value of its type.
+    """
+
+    name: str
+    kind: type
+    about: str
+    default: Callable[[Config], Any]
+    choices: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What the registry knows of a method.
+
+    Attributes:
+      name: its name.
+      about: what it is, in a line.
+      rule: of a model and the values of the settings: which drafts are accepted.
+      settings: what it takes.
+      of_model: the settings that a model's configuration holds for it; its tree may be among them.
+      tree: which drafts it proposes, or a function of the settings; None for what fits the platform.
+      bound: why its tree cannot be another; empty if it can.
+      drafter: of a model and the values of the settings: a drafter without parameters in place of the model's own; None
+        for the latter.
+      compared: whether `compare` and `eval` draw by it unless told which methods.
+    """
+
+    name: str
+    about: str
+    rule: Callable[[Bundle, Settings], Rule]
+    settings: tuple[Setting, ...] = ()
+    of_model: Callable[[Config], Settings] = lambda config: {}
+    tree: Tree | DynamicTree | Callable[[Settings], Tree | DynamicTree] | None = None
+    bound: str = ""
+    drafter: Callable[[Bundle, Settings], Any] | None = None
+    compared: bool = True
+
+    def __post_init__(self):
+        for taken in ("method", "name", "tree", "drafter"):
+            if taken in (setting.name for setting in self.settings):
+                raise ValueError(f"{self.name}: a setting cannot be called {taken}")
+
+    def defaults(self, config: Config) -> Settings:
+        """The values of its settings for a model, the tree among them if the model names one.
+
+        Raises:
+          ValueError: if the model's config.json sets what it does not take.
+        """
+        usual = {setting.name: setting.default(config) for setting in self.settings}
+        own = self.of_model(config)
+        if unknown := own.keys() - usual.keys() - {"tree"}:
+            raise ValueError(f"the model's config.json has unknown {self.name} settings: {', '.join(sorted(unknown))}")
+        return usual | own
+
+
+def _lantern_rule(bundle: Bundle, settings: Settings) -> Rule:
+    return acceptance.lantern(_nearest(bundle, settings["neighbours"]), settings["delta"])
+
+
+def _lantern_pp_rule(bundle: Bundle, settings: Settings) -> Rule:
+    return acceptance.lantern_pp(_nearest(bundle, settings["neighbours"]), settings["lam"])
+
+
+def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
+    if settings["group"] > (codes := bundle.config.vq.codebook_size):
+        raise ValueError(f"group must be at most {codes}, the number of codes, not {settings['group']}")
+    return acceptance.grouped(settings["group"])
+
+
+def _many(config: Config) -> int:
+    """LANTERN's neighbourhood: 1,000 of 16,384 codes; at most a twentieth of the codebook."""
+    return min(1000, config.vq.codebook_size // 20)
+
+
+_STRICT = lambda bundle, settings: acceptance.strict()
+_NEIGHBOURS = Setting("neighbours", int, "number of neighbours", _many)
+_CASCADE_SETTINGS = (
+    Setting(
+        "tau_pos", float, "least cosine of interchangeable siblings; above 1 switches this relaxation off",
+        lambda config: 0.85,
+    ),
+    Setting(
+        "tau_seq", float, "least cosine of a token and its converging children; above 1 switches this relaxation off",
+        lambda config: 0.5,
+    ),
+    Setting("budget", float, "the most that a step may charge to its ledger", lambda config: 0.5),
+    Setting(
+        "ledger", str, "charge added mass, as the paper does, or the probability of parting from the strict decoder",
+        lambda config: "nominal", choices=("nominal", "coupled"),
+    ),
+    Setting(
+        "mass", str, "where the mass of converging children is read",
+        lambda config: "current", choices=("current", "next"),
+    ),
+)  # fmt: skip
+
+METHODS: dict[str, Entry] = {
+    entry.name: entry
+    for entry in (
+        Entry(AR, "token by token", _STRICT, tree=trees.ROOT, bound="draws token by token and takes no tree"),
+        Entry(EAGLE, 'strict speculative decoding, the paper\'s "naive"', _STRICT),
+        Entry(
+            LANTERN, "accepts by the mass of a token's neighbourhood (arXiv 2410.03355)", _lantern_rule,
+            (_NEIGHBOURS, Setting("delta", float, "bound on the mass of a token's neighbours", lambda config: 0.2)),
+            tree=trees.EAGLE_2,
+        ),
+        Entry(
+            LANTERN_PP, "bounds that mass by the token's own (arXiv 2502.06352)", _lantern_pp_rule,
+            (
+                dataclasses.replace(_NEIGHBOURS, default=lambda config: min(10, config.vq.codebook_size - 1)),
+                Setting(
+                    "lam", float, "bound on the mass of a token and its neighbours, in terms of the token's own",
+                    lambda config: 2.0,
+                ),
+            ),
+            tree=trees.LANTERNPP_57,
+        ),
+        Entry(
+            GSD, "accepts by the mass of a token's group (arXiv 2508.07747)", _grouped_rule,
+            (Setting("group", int, "codes in a group", lambda config: min(25, config.vq.codebook_size)),),
+        ),
+        Entry(
+            CASCADE, "relaxes where the target's features agree (arXiv 2605.07230)",
+            lambda bundle, settings: acceptance.cascade(**settings), _CASCADE_SETTINGS,
+            of_model=lambda config: config.cascade,
+        ),
+    )
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,63 +180,40 @@ class Method:
       name: one of METHODS.
       rule: which drafts are accepted.
       tree: which drafts are proposed.
-      settings: the values of the settings that its rule takes.
+      settings: the values of the settings that it takes.
     """
 
     name: str
     rule: Rule
     tree: Tree | DynamicTree
-    settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    settings: Settings = dataclasses.field(default_factory=dict)
 
 
-def method(
-    name: str,
-    bundle: Bundle,
-    *,
-    tree: str | Tree | DynamicTree | None = None,
-    tau_pos: float | None = None,
-    tau_seq: float | None = None,
-    budget: float | None = None,
-    ledger: str | None = None,
-    mass: str | None = None,
-    delta: float | None = None,
-    lam: float | None = None,
-    neighbours: int | None = None,
-    group: int | None = None,
-) -> Method:
-    """A method for a model. None stands for the default.
+def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None = None, **settings: Any) -> Method:
+    """A method for a model.
 
     Args:
       name: one of METHODS. "ar" decodes token by token, "eagle" is strict speculative decoding (the paper's "naive").
       tree: overrides the one found for this kind of device, and the method's own; see `parse_tree` for names.
-      tau_pos: of cascade, as `tau_seq`, `budget`, `ledger` and `mass`: see `acceptance.cascade`. Defaults are the
-        model's own.
-      delta: of lantern: bound on the mass of a token's neighbourhood; 0.2.
-      lam: of lantern++: bound on that mass in terms of the token's own; 2.
-      neighbours: of lantern and lantern++: size of the neighbourhood. LANTERN's is 1,000 of 16,384 codes; here
-        1,000 but at most a twentieth of the codebook. LANTERN++'s is 10.
-      group: of gsd: codes in a group; 25.
+      settings: of those that the method takes (see `settings_of`); what is left out, or None, has its default, in
+        which the model may have a say.
 
     Raises:
       ValueError: if the name or the tree is unknown, a value is out of range, or the method does not take it.
     """
     check_name(name)
-    given = {
-        "tau_pos": tau_pos, "tau_seq": tau_seq, "budget": budget, "ledger": ledger, "mass": mass,
-        "delta": delta, "lam": lam, "neighbours": neighbours, "group": group,
-    }  # fmt: skip
-    given = {setting: value for setting, value in given.items() if value is not None}
+    entry, given = METHODS[name], {setting: value for setting, value in settings.items() if value is not None}
     for setting in given:
-        if setting not in _SETTINGS[name]:
-            takes = ", ".join(_SETTINGS[name]) or "none"
-            raise ValueError(f"{name} does not take {setting} (it takes {takes})")
-    settings = _defaults(name, bundle) | given
-    own_tree = settings.pop("tree", _TREES.get(name, platforms.defaults().tree))
-    own_tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {"tree": own_tree})["tree"]
-    if name == "ar" and tree is not None:
-        raise ValueError("ar draws token by token and takes no tree: name another method")
-    tree = own_tree if tree is None else tree
-    return Method(name, _rule(name, bundle, settings), parse_tree(tree) if isinstance(tree, str) else tree, settings)
+        if setting not in takes(name):
+            raise ValueError(f"{name} does not take {setting} (it takes {', '.join(takes(name)) or 'none'})")
+    if entry.bound and tree is not None:
+        raise ValueError(f"{name} {entry.bound}: name another method")
+    chosen = entry.defaults(bundle.config) | given
+    own = chosen.pop("tree", None) or (entry.tree(chosen) if callable(entry.tree) else entry.tree)
+    if tree is None:
+        tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {}).get("tree", own)
+    tree = platforms.defaults().tree if tree is None else tree
+    return Method(name, entry.rule(bundle, chosen), parse_tree(tree) if isinstance(tree, str) else tree, chosen)
 
 
 def check_name(name: str) -> None:
@@ -114,7 +224,21 @@ def check_name(name: str) -> None:
 
 def takes(name: str) -> tuple[str, ...]:
     """Names of the settings that a method takes."""
-    return _SETTINGS[name]
+    return tuple(setting.name for setting in METHODS[name].settings)
+
+
+def compared() -> tuple[str, ...]:
+    """The methods that are compared unless others are named; token-by-token decoding comes first."""
+    return tuple(name for name, entry in METHODS.items() if entry.compared)
+
+
+def settings_of(names: Sequence[str] = tuple(METHODS)) -> dict[Setting, tuple[str, ...]]:
+    """Every setting that any of these methods takes, once, and the methods that take it."""
+    found: dict[str, tuple[Setting, list[str]]] = {}
+    for name in names:
+        for setting in METHODS[name].settings:
+            found.setdefault(setting.name, (setting, []))[1].append(name)
+    return {setting: tuple(takers) for setting, takers in found.values()}
 
 
 def parse_tree(text: str) -> Tree | DynamicTree:
@@ -223,47 +347,22 @@ def draw_one(
     return pipeline.generate(bundle, [prompt], keys, method.rule, method.tree, sampling)
 
 
-def _defaults(name: str, bundle: Bundle) -> dict[str, Any]:
-    codes = bundle.config.vq.codebook_size
-    match name:
-        case "lantern":
-            return {"neighbours": min(1000, codes // 20), "delta": 0.2}
-        case "lantern++":
-            return {"neighbours": min(10, codes - 1), "lam": 2.0}
-        case "gsd":
-            return {"group": min(25, codes)}
-        case "cascade":
-            usual = {"tau_pos": 0.85, "tau_seq": 0.5, "budget": 0.5, "ledger": "nominal", "mass": "current"}
-            if unknown := bundle.config.cascade.keys() - usual.keys() - {"tree"}:
-                raise ValueError(f"the model's config.json has unknown cascade settings: {', '.join(sorted(unknown))}")
-            return usual | bundle.config.cascade
-    return {}
-
-
-def _rule(name: str, bundle: Bundle, settings: dict[str, Any]) -> Rule:
-    match name:
-        case "lantern":
-            return acceptance.lantern(_nearest(bundle, settings["neighbours"]), settings["delta"])
-        case "lantern++":
-            return acceptance.lantern_pp(_nearest(bundle, settings["neighbours"]), settings["lam"])
-        case "gsd":
-            if settings["group"] > (codes := bundle.config.vq.codebook_size):
-                raise ValueError(f"group must be at most {codes}, the number of codes, not {settings['group']}")
-            return acceptance.grouped(settings["group"])
-        case "cascade":
-            return acceptance.cascade(**settings)
-    return acceptance.strict()
+@functools.lru_cache(maxsize=4)
+def _table(codebook: bytes, width: int, count: int) -> np.ndarray:
+    """Of a float32 codebook [V, width]: every code's nearest others, int32 [V, count]."""
+    return acceptance.nearest_codes(np.frombuffer(codebook, np.float32).reshape(-1, width), count)
 
 
 def _nearest(bundle: Bundle, count: int) -> np.ndarray:
-    """Every code's nearest others, int32 [V, count]; the table is kept with the bundle."""
+    """Every code's nearest others, int32 [V, count], nearest first."""
     codes = bundle.config.vq.codebook_size
     if not 0 <= count < codes:
         raise ValueError(f"neighbours must be between 0 and {codes - 1} for {codes} codes, not {count}")
-    table = bundle.__dict__.get("_nearest", bundle.neighbours)
+    table = bundle.neighbours
     if table is None or table.shape[1] < count:
-        table = acceptance.nearest_codes(bundle.merged("vq").codebook(), count)
-        bundle.__dict__["_nearest"] = table
+        codebook = np.asarray(bundle.merged("vq").codebook(), np.float32)
+        # At least as many as LANTERN takes, so that methods share a table.
+        table = _table(codebook.tobytes(), codebook.shape[1], max(count, _many(bundle.config)))
     return table[:, :count]
 
 

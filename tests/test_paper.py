@@ -273,7 +273,8 @@ def test_figures_of_the_target_alone(what, model, here, capsys):
 @pytest.mark.parametrize("what", ["table1", "table2", "table3a", "table3b", "figure4", "figure13", "figure14"])
 def test_every_table_and_figure_is_made_and_not_drawn_again(what, model, here, monkeypatch, capsys):
     monkeypatch.setattr(paper, "SWEEP", {"tau_pos": (0.5,), "tau_seq": (0.5,)})
-    monkeypatch.setitem(methods._TREES, "lantern", trees.DynamicTree(2, 1, 4))
+    small = dataclasses.replace(methods.METHODS["lantern"], tree=trees.DynamicTree(2, 1, 4))
+    monkeypatch.setitem(methods.METHODS, "lantern", small)
     drafters = ["--drafters", f"ours={model}"] if what in paper.WITH_DRAFTERS else []
     assert cli.main(command(model, what, "--timed", "1", *drafters)) == 0
     first = json.loads((here / "out" / f"{what}.json").read_text())
