@@ -123,7 +123,7 @@ def prefill(mesh: Mesh, program: Program, params, prefix: Prefix, keys: jax.Arra
     """
     prefix = jax.tree.map(partial(_apart, batch=keys.shape[0]), prefix)
     with jax.set_mesh(mesh):
-        return _prefill(program, params, prefix, keys, sampling)
+        return prefill_jit(program, params, prefix, keys, sampling)
 
 
 def run(
@@ -131,16 +131,13 @@ def run(
 ) -> DecodeState:
     """`decode.run` on a mesh, on a state of `prefill`."""
     with jax.set_mesh(mesh):
-        return _run(program, params, state, rule, sampling, limit)
-
-
-def lower_run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> jax.stages.Lowered:
-    """What `run` compiles, for looking at; within `jax.set_mesh`."""
-    return _run.lower(program, params, state, rule, sampling, None)
+        return run_jit(program, params, state, rule, sampling, limit)
 
 
 @partial(jax.jit, static_argnums=0)
-def _prefill(program, params, prefix, keys, sampling):
+def prefill_jit(program: Program, params, prefix: Prefix, keys: jax.Array, sampling: Sampling) -> DecodeState:
+    """What `prefill` compiles: within `jax.set_mesh`, and with the prefix's rows apart by guidance branch."""
+
     def local(params, prefix, keys, sampling):
         state = decode.prefill(program, params, jax.tree.map(_together, prefix), keys, sampling)
         return _mapped(state, partial(_apart, batch=keys.shape[0]))
@@ -149,7 +146,8 @@ def _prefill(program, params, prefix, keys, sampling):
 
 
 @partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _run(program, params, state, rule, sampling, limit):
+def run_jit(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit) -> DecodeState:
+    """What `run` compiles: within `jax.set_mesh`."""
     specs = _specs(program, params)
 
     def local(params, state, rule, sampling, limit):

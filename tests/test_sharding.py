@@ -76,7 +76,7 @@ def test_the_loop_gathers_neither_caches_nor_weights():
     state = pipeline.start(model, prompts, jax.random.key(0), chosen.tree, settings)
     assert state.cache[0].key.sharding.spec == jax.sharding.PartitionSpec(None, "data", "model")
     with jax.set_mesh(model.mesh):
-        lowered = sharding.lower_run(program, model.decoding_params(program), state, chosen.rule, settings)
+        lowered = sharding.run_jit.lower(program, model.decoding_params(program), state, chosen.rule, settings, None)
         text = lowered.compile().as_text()
     found = collections.Counter(collectives(text))
     assert {kind for kind, _ in found} <= {"all-reduce", "all-gather", "all-to-all"}

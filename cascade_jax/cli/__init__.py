@@ -25,6 +25,7 @@ from cascade_jax.cli import training as train_commands
 from cascade_jax.cli.bundles import Convert, Info, Merge, Neighbours
 from cascade_jax.cli.evaluation import Eval
 from cascade_jax.cli.paper import Paper
+from cascade_jax.cli.plan import Plan
 from cascade_jax.cli.scale import (
     Dtype,
     Export,
@@ -439,7 +440,7 @@ _COMMANDS = {
     "generate": Generate, "compare": Compare, "bench": Bench, "convert": Convert, "info": Info, "merge": Merge,
     "neighbours": Neighbours, "distill": train_commands.Distill, "train": train_commands.Train, "export": Export,
     "run-exported": RunExported, "tune-tree": TuneTree, "generate-list": GenerateList, "eval": Eval, "paper": Paper,
-    "scenes": _scenes,
+    "plan": Plan, "scenes": _scenes,
 }  # fmt: skip
 _DESCRIPTION = "Draw pictures with CASCADE and its peers: speculative decoding of autoregressive image models."
 
