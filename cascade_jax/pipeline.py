@@ -175,6 +175,27 @@ def generate(
       ValueError: for no prompt, an unreadable one, or settings out of range.
       interrupts.Interrupted: between two steps, if that was asked for.
     """
+    tokens, stats = _drawn(model, prompts, key, rule, tree, sampling, progress)
+    drawn = Generated(model.images(tokens), np.asarray(tokens), stats)
+    return jax.tree.map(lambda x: x[: len(prompts)], drawn)
+
+
+def draw_tokens(
+    model: Bundle,
+    prompts: Sequence[str | Prompt],
+    key: jax.Array,
+    rule: Rule | None = None,
+    tree: Tree | DynamicTree = EAGLE_25,
+    sampling: Sampling | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[np.ndarray, Report]:
+    """As `generate`, without pictures: tokens int32 [B, T], and how they were drawn."""
+    drawn = jax.tree.map(np.asarray, _drawn(model, prompts, key, rule, tree, sampling, progress))
+    return jax.tree.map(lambda x: x[: len(prompts)], drawn)
+
+
+def _drawn(model, prompts, key, rule, tree, sampling, progress) -> tuple[jax.Array, Report]:
+    """Tokens and figures, on a mesh of more rows than prompts."""
     if not prompts:
         raise ValueError("there is no prompt")
     sampling = (bundle.default_sampling(model.config) if sampling is None else sampling).checked()
@@ -192,9 +213,7 @@ def generate(
             progress(drawn * len(prompts) // len(state.count), len(prompts) * program.length)
             state = run(program, params, state, rule, sampling, CHUNK)
         progress(len(prompts) * program.length, len(prompts) * program.length)
-    tokens = state.tokens[:, : program.length]
-    drawn = Generated(model.images(tokens), np.asarray(tokens), report(state.stats))
-    return jax.tree.map(lambda x: x[: len(prompts)], drawn)
+    return state.tokens[:, : program.length], report(state.stats)
 
 
 def start(model: Bundle, prompts, key: jax.Array, tree: Tree | DynamicTree, sampling: Sampling) -> decode.DecodeState:

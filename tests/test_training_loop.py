@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import numpy as np
 import optax
 import pytest
 
-from cascade_jax.training import loop
+from cascade_jax import files, interrupts
+from cascade_jax.training import checkpoints, loop
 
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
 
@@ -54,11 +56,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
         _fit(tmp_path / "parts", batch_fn=_interrupted_at(15))
     parts = _fit(tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    restored = loop.restore(tmp_path / "parts", _params())
+    restored = checkpoints.restore(tmp_path / "parts", _params())
     jax.tree.map(np.testing.assert_array_equal, whole, restored)
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path):
+def test_a_killed_run_ends_with_the_same_bits_and_belongs_to_one_process_while_it_lives(tmp_path):
     script = textwrap.dedent("""
         import sys, time
         sys.path.insert(0, sys.argv[2])
@@ -78,9 +80,115 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path):
     # Batch 15 is asked for ahead of time, so the kill may fall into any of the steps before it, or into a save.
     while "now" not in process.stdout.readline():
         assert process.poll() is None
+    with pytest.raises(files.InUse, match=rf"killed is in use by process {process.pid} on "):
+        _fit(tmp_path / "killed")
     process.send_signal(signal.SIGKILL)
     process.wait()
     jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path / "whole"), _fit(tmp_path / "killed"))
+
+
+def test_a_run_that_was_asked_to_stop_saves_the_step_under_way_and_ends_with_the_same_bits(tmp_path):
+    def asked_at(step):
+        if step == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return _batch(step)
+
+    with (
+        interrupts.watch(),
+        pytest.raises(interrupts.Interrupted, match=r"stopped after step \d, which .*parts keeps"),
+    ):
+        _fit(tmp_path / "parts", batch_fn=asked_at, prefetch=0)
+    saved = max(int(path.name) for path in (tmp_path / "parts" / "checkpoints").iterdir())
+    assert saved in (7, 8, 9)  # another thread makes the batch
+    jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path / "whole"), _fit(tmp_path / "parts"))
+
+
+def test_a_run_that_was_stopped_while_it_is_evaluated_evaluates_again(tmp_path):
+    def stop(params):
+        raise interrupts.Interrupted
+
+    def fit(folder, evaluate=lambda params: {"alpha": float(jnp.sum(params["w"]))}):
+        return _fit(folder, evaluate=evaluate, evaluate_every=5)
+
+    with pytest.raises(interrupts.Interrupted, match="stopped after step 5, which"):
+        fit(tmp_path / "parts", stop)
+    for folder in ("whole", "parts"):
+        fit(tmp_path / folder)
+    whole, parts = ((tmp_path / folder / "evaluation.csv").read_text() for folder in ("whole", "parts"))
+    assert whole == parts
+    assert len(whole.splitlines()) == 5
+
+
+def _cut(checkpoint: pathlib.Path) -> None:
+    for path in checkpoint.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _emptied(checkpoint: pathlib.Path) -> None:
+    shutil.rmtree(checkpoint / "params")
+
+
+@pytest.mark.parametrize("damage", [_cut, _emptied])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it_and_named(damage, tmp_path, capfd):
+    folder, seen = tmp_path / "parts", {}
+
+    def fit(**changes):
+        def evaluate(params):
+            seen[len(seen) + 1] = jax.tree.map(np.array, params)
+            return {"alpha": 0.0}
+
+        return _fit(folder, evaluate=evaluate, evaluate_every=6, **changes)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(batch_fn=_interrupted_at(17))
+    place = folder / "checkpoints" / "12"
+    damage(place)
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(folder, _params()), seen[1])
+    jax.tree.map(np.testing.assert_array_equal, fit(), _fit(tmp_path / "whole"))
+    told = [line for line in capfd.readouterr().err.splitlines() if "is damaged" in line]
+    assert len(told) == 2  # of `restore` and of `fit`
+    assert all(line.startswith(f"{place} is damaged (") and line.endswith("; in its place: 6") for line in told)
+    assert (folder / "damaged" / "checkpoints-12").is_dir()
+
+
+def test_checkpoints_that_are_all_damaged_are_not_begun_over(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path, batch_fn=_interrupted_at(17))
+    _cut(tmp_path / "checkpoints")
+    with pytest.raises(
+        ValueError, match=r"no checkpoint in .* can be read \(12: .*; 6: .*\): remove them to begin again"
+    ):
+        _fit(tmp_path)
+
+
+def test_a_damaged_best_is_passed_over_for_the_one_before_it_or_else_the_newest(tmp_path, capfd):
+    figures, seen = iter([1.0, 3.0, 2.0, 2.5]), []
+
+    def evaluate(params):
+        seen.append(jax.tree.map(np.array, params))
+        return {"alpha": next(figures)}
+
+    last = _fit(tmp_path, evaluate=evaluate, evaluate_every=5)
+    _cut(tmp_path / "best" / "10")
+    best = lambda: checkpoints.restore(tmp_path, last, checkpoints.BEST)
+    jax.tree.map(np.testing.assert_array_equal, best(), seen[0])
+    assert "best/10 is damaged" in capfd.readouterr().err
+    _fit(tmp_path, evaluate=evaluate, evaluate_every=5)
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["5"]
+    _cut(tmp_path / "best" / "5")
+    jax.tree.map(np.testing.assert_array_equal, best(), seen[3])
+
+
+def test_a_log_that_a_kill_cut_short_is_gone_on_with(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        _fit(tmp_path, batch_fn=_interrupted_at(17))
+    log = tmp_path / "log.csv"
+    log.write_text(log.read_text()[:-9])
+    _fit(tmp_path)
+    assert log.read_text().splitlines()[-1].startswith("20,")
+    log.write_text("")
+    _fit(tmp_path)
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
@@ -126,7 +234,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
 
     with pytest.raises(FloatingPointError, match=r"nan in step 9 .*checkpoint after 6 steps is kept"):
         _fit(tmp_path, batch_fn=broken)
-    restored = loop.restore(tmp_path, _params())
+    restored = checkpoints.restore(tmp_path, _params())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored))
     jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path), _fit(tmp_path.with_name("whole")))
 
@@ -171,11 +279,11 @@ def test_the_best_evaluation_is_kept_also_over_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fit([1.0, 3.0], batch_fn=_interrupted_at(13))
     last = fit([2.0, 2.5])
-    jax.tree.map(np.testing.assert_array_equal, loop.restore(tmp_path, last, "best"), seen[1])
+    jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(tmp_path, last, checkpoints.BEST), seen[1])
     jax.tree.map(np.testing.assert_array_equal, last, seen[3])
     assert (tmp_path / "evaluation.csv").read_text().split() == ["step,alpha", "5,1.0", "10,3.0", "15,2.0", "20,2.5"]
 
 
 def test_restoring_from_nothing_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no checkpoint"):
-        loop.restore(tmp_path, _params())
+        checkpoints.restore(tmp_path, _params())

@@ -12,7 +12,7 @@ from PIL import Image
 from cascade_jax.models.vq import VQModel, to_float, to_uint8
 from cascade_jax.scenes.data import scene_batch
 from cascade_jax.scenes.judge import Array, Judge, accuracy, targets
-from cascade_jax.training import loop
+from cascade_jax.training import checkpoints, loop
 
 
 def train_judge(
@@ -68,7 +68,7 @@ def train_judge(
 def load_judge(folder: str | pathlib.Path) -> Judge:
     """The newest state in a folder of `train_judge`."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: Judge(rngs=nnx.Rngs(0))))
-    return nnx.merge(graphdef, loop.restore(folder, params))
+    return nnx.merge(graphdef, checkpoints.restore(folder, params))
 
 
 def wear(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.vq import VQModel
 from cascade_jax.scenes import captions
 from cascade_jax.scenes.data import renderers, scene_batch
-from cascade_jax.training import loop
+from cascade_jax.training import checkpoints, loop
 
 # Where the condition slots stand in the picture, row and column: ground, sky, the places, what has no place.
 CONDITION_PLACES = ((13, 7.5), (3, 7.5), (10, 2.75), (10, 7.5), (10, 12.25), (-4, 2.75), (-4, 12.25))
@@ -204,4 +204,4 @@ def load_target(folder: str | pathlib.Path, tokenizer: VQModel, config: LlamaGen
     """The newest state in a folder of `train_target`, as that returns it."""
     codes = code_features(tokenizer.codebook())
     params = jax.eval_shape(lambda: init(config, 0, codes.shape[1])[1])
-    return fold(loop.restore(folder, params), codes)
+    return fold(checkpoints.restore(folder, params), codes)

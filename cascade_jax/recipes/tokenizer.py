@@ -11,7 +11,7 @@ from optax import contrib
 
 from cascade_jax.models.vq import VQConfig, VQModel, to_float
 from cascade_jax.scenes.data import scene_batch
-from cascade_jax.training import loop
+from cascade_jax.training import checkpoints, loop
 
 Array = jax.Array
 
@@ -184,11 +184,11 @@ def load_tokenizer(folder: str | pathlib.Path, *, sharpened: bool = False) -> VQ
     """The newest state in a folder of `train_tokenizer`, with the decoder of `sharpen_tokenizer` if asked for."""
     folder = pathlib.Path(folder)
     graphdef, params = nnx.split(nnx.eval_shape(lambda: VQModel(TOKENIZER, rngs=nnx.Rngs(0))))
-    model = nnx.merge(graphdef, loop.restore(folder / "quantised", params))
+    model = nnx.merge(graphdef, checkpoints.restore(folder / "quantised", params))
     if sharpened:
         discriminator = nnx.state(nnx.eval_shape(lambda: Discriminator(rngs=nnx.Rngs(0))))
         players = {"decoder": nnx.state(model, _DECODER), "discriminator": discriminator}
-        nnx.update(model, loop.restore(folder / "sharpened", players)["decoder"])
+        nnx.update(model, checkpoints.restore(folder / "sharpened", players)["decoder"])
     return model
 
 

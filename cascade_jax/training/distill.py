@@ -12,11 +12,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cascade_jax import acceptance, decode, pictures
+from cascade_jax import interrupts, pictures, pipeline
 from cascade_jax.bundle import Bundle
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.vq import to_float
@@ -64,17 +63,12 @@ def draw(
     settings = {name: None if x is None else float(x) for name, x in vars(sampling).items()}
     digest = hashlib.sha256(json.dumps([p if isinstance(p, str) else "" for p in prompts]).encode()).hexdigest()
     settings = {"source": "drawn", "seed": seed, "sampling": settings, "prompts": digest[:16]}
-    program = model.program(ROOT)
-    params, guided = model.decoding_params(program), sampling.guidance is not None
 
     def make(numbers):
         asked = [prompts[i % len(prompts)] for i in numbers]
-        encoded = model.encode(asked)
-        key = jax.random.key(seed)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(numbers))
-        prefix = model.prefix(encoded, guided=guided)
-        state = decode.generate_jit(program, params, prefix, keys, acceptance.strict(), sampling)
-        return np.asarray(state.tokens[:, : model.length]), _captions(asked), encoded
+        encoded, keys = model.encode(asked), pipeline.picture_keys(jax.random.key(seed), np.array(numbers))
+        tokens, _ = pipeline.draw_tokens(model, encoded, keys, tree=ROOT, sampling=sampling)
+        return tokens, _captions(asked), encoded
 
     return _make(model, folder, make, count, batch, features, part, name, settings, say)
 
@@ -175,6 +169,9 @@ def _make(
     missing = [shard for shard in range(part[0], total, part[1]) if shard not in done]
     begin = time.monotonic()
     for made, shard in enumerate(missing, 1):
+        interrupts.check(
+            f"{folder} keeps {total - len(missing) + made - 1} of {total} shards: the same command goes on"
+        )
         # The last shard is made whole, and cut: all batches are of one shape.
         tokens, captions, prompts = make([shard * batch + row for row in range(batch)])
         kept = None

@@ -4,7 +4,7 @@
 
 Everything that happens in a step is a function of the parameters and the step number: the batch is `batch_fn(step)`
 and the key `fold_in(key(seed), step)`. So a checkpoint of (step, params, optimizer state) is all there is to resume
-from, and a run that was killed and started again ends with the very same bits as one that was not.
+from, and a run that was interrupted or killed and started again ends with the very same bits as one that was not.
 
 Over several devices a step is data parallel: parameters lie on all of them, rows of a batch are dealt out, gradients
 averaged (`mesh`). Several processes run the same program, each with its own rows.
@@ -22,14 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from rich import progress
-from rich.console import Console
 
-from cascade_jax.training.log import Log, plot
+from cascade_jax import files, interrupts
+from cascade_jax.training.checkpoints import Best, Checkpoints
+from cascade_jax.training.log import Record
 from cascade_jax.training.settings import settle
 
 PyTree = Any
@@ -76,9 +75,10 @@ def fit(
         several processes it gives this process's rows.
       steps: number of steps of the whole run.
       folder: receives `settings.json`, `log.csv` (a line per `log_every` steps, metrics averaged), the same as
-        TensorBoard `events/`, `checkpoints/`, and at the end a plot, `loss.png`.
+        TensorBoard `events/`, `checkpoints/`, and at the end a plot, `loss.png`. It belongs to one run at a time.
       seed: of the keys handed to `loss_fn`.
-      save_every: steps between checkpoints, of which two are kept. The last step is always saved.
+      save_every: steps between checkpoints, of which two are kept. The last step is always saved, and the one under way
+        when an interrupt is asked for.
       log_every: steps between lines of the log; losses are examined at these steps and before each checkpoint.
       title: label of the progress bar.
       settings: whatever else determines the run; anything that JSON can hold.
@@ -95,25 +95,64 @@ def fit(
       tokens_per_step: for the log's tokens_per_second.
       evaluate: params -> figures, after every `evaluate_every` steps and the last one; they go to `evaluation.csv`.
       evaluate_every: see `evaluate`.
-      best: the figure by which `best/` keeps the parameters of the best evaluation, see `restore`.
+      best: the figure by which `best/` keeps the parameters of the best evaluation, see `checkpoints.restore`.
 
     Returns:
       The parameters after the last step.
 
     Raises:
-      ValueError: if `folder` holds a run with other settings; the message shows the difference.
+      ValueError: if `folder` holds a run with other settings, whose difference the message shows, or checkpoints of
+        which none can be read.
+      files.InUse: if another process trains in `folder`.
       FloatingPointError: if a loss or its gradient is not finite; the message names the step. The last checkpoint,
         which is finite, is kept.
+      interrupts.Interrupted: when that was asked for, after a checkpoint was saved.
     """
     folder, leads = pathlib.Path(folder).absolute(), jax.process_index() == 0
-    if leads:
-        settle(folder / "settings.json", {**(settings or {}), "steps": steps, "seed": seed})
-    _together("settings")
-    # The step donates its arguments; the copy keeps the caller's arrays alive.
-    params = jax.tree.map(jnp.array, params)
-    opt_state = optimizer.init(params)
-    params, opt_state, frozen = (_everywhere(x, mesh) for x in (params, opt_state, frozen))
-    fixed = () if frozen is None else (frozen,)
+    with contextlib.ExitStack() as stack:
+        with _all_or_none():
+            if leads:
+                stack.enter_context(files.owned(folder))
+                settle(folder / "settings.json", {**(settings or {}), "steps": steps, "seed": seed})
+        # The step donates its arguments; the copy keeps the caller's arrays alive.
+        params = jax.tree.map(jnp.array, params)
+        state = (params, optimizer.init(params))
+        state, frozen = _everywhere(state, mesh), _everywhere(frozen, mesh)
+        update = _update(loss_fn, optimizer, seed, accumulate, mesh)
+        saved = stack.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
+        start, state = saved.newest(state)
+        record = stack.enter_context(contextlib.closing(Record(folder, title, start, steps, tokens_per_step, leads)))
+        judge = _judge(stack, folder, evaluate, best, record)
+        last = lambda done, every: done % every == 0 or done == steps
+        if judge and start and last(start, evaluate_every) and start not in record.evaluated:
+            judge(start, state[0])
+        pending, fixed = [], () if frozen is None else (frozen,)
+        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+        for step, batch in _prefetched(pool, batch_fn, start, steps, prefetch):
+            if revise is not None and step and step % revise_every == 0:
+                state = revise(step, state[0]), state[1]
+            *state, metrics = update(*state, _dealt(batch, mesh), step, *fixed)
+            pending.append(metrics)
+            done = step + 1
+            told, due = last(done, log_every), judge and last(done, evaluate_every)
+            stops = _stops(told)
+            save = last(done, save_every) or due or stops
+            if save or told:
+                rows, pending = jax.device_get(pending), []
+                _examine(rows, done, folder, saved.latest)
+                record.losses(done, rows)
+            if save:
+                saved.save(done, state)
+            if stops:
+                raise _stopped(done, folder)
+            if due:
+                judge(done, state[0])
+        record.plot(start < steps)
+    return state[0]
+
+
+def _update(loss_fn, optimizer, seed: int, accumulate: int, mesh: Mesh | None):
+    """(params, optimizer state, batch, step, ...) -> both after the step, and metrics with the loss among them."""
     gradient = _gradient(loss_fn, accumulate, mesh)
 
     @jax.jit(donate_argnums=(0, 1))
@@ -124,67 +163,50 @@ def fit(
         updates, opt_state = optimizer.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, {"loss": loss, **metrics}
 
-    with _checkpoints(folder) as manager, contextlib.ExitStack() as stack:
-        start = manager.latest_step() or 0
-        if start:
-            params, opt_state = _restore(manager, start, params, opt_state)
-        log, events = None, folder / "events"
-        if leads:
-            log = stack.enter_context(contextlib.closing(Log(folder / "log.csv", start, events)))
-        judged = None
-        if evaluate is not None:
-            judged = _Judged(stack, folder, start, best, events if leads else None)
-        pending = []
-        bar, pool = stack.enter_context(_bar(leads)), stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        task = bar.add_task(title, total=steps, completed=start, loss="")
-        for step, batch in _prefetched(pool, batch_fn, start, steps, prefetch):
-            if revise is not None and step and step % revise_every == 0:
-                params = revise(step, params)
-            params, opt_state, metrics = update(params, opt_state, _dealt(batch, mesh), step, *fixed)
-            pending.append(metrics)
-            done = step + 1
-            save = done % save_every == 0 or done == steps
-            judge = judged is not None and (done % evaluate_every == 0 or done == steps)
-            if save or judge or done % log_every == 0:
-                rows, pending = jax.device_get(pending), []
-                _examine(rows, done, folder, manager.latest_step())
-                if leads:
-                    line = log.average(done, rows, tokens_per_step)
-                    bar.update(task, completed=done, loss=f"loss {line['loss']:.4f}")
-                    if not bar.console.is_terminal:
-                        remaining = (steps - done) / line["rate"] / 60
-                        text = "  ".join(f"{name} {value:.4g}" for name, value in line.items() if name != "step")
-                        bar.console.print(f"{title} {done}/{steps}  {text}  {remaining:.1f} min left", soft_wrap=True)
-            if judge:
-                begin = time.monotonic()
-                figures = judged.judge(done, evaluate(jax.tree.map(lambda x: x.addressable_data(0), params)), params)
-                if leads:
-                    text = "  ".join(f"{name} {value:.4g}" for name, value in figures.items())
-                    bar.console.print(f"{title} {done}/{steps}  held out: {text}", soft_wrap=True)
-                    log.pause(time.monotonic() - begin)
-            if save:
-                manager.save(done, args=_items(ocp.args.StandardSave, params, {"opt_state": opt_state}))
-        if leads and start < steps:
-            plot(folder)
-    return params
+    return update
 
 
-def restore(folder: str | pathlib.Path, params: PyTree, which: str = "checkpoints") -> PyTree:
-    """The newest parameters of a run, or the best; `params` (arrays or `jax.ShapeDtypeStruct`) gives their structure.
+def _judge(stack, folder: pathlib.Path, evaluate, best: str, record: Record) -> Callable[[int, PyTree], None] | None:
+    """What evaluates parameters after a step, records the figures and keeps the best."""
+    if evaluate is None:
+        return None
+    kept = stack.enter_context(contextlib.closing(Best(folder / "best", best)))
 
-    Args:
-      which: "checkpoints", or "best" for those of the best evaluation.
+    def judge(step: int, params: PyTree) -> None:
+        begin = time.monotonic()
+        try:
+            figures = evaluate(jax.tree.map(lambda x: x.addressable_data(0), params))
+        except interrupts.Interrupted as asked:
+            raise _stopped(step, folder) from asked
+        kept.offer(step, figures, params)
+        record.evaluation(step, figures, time.monotonic() - begin)
 
-    Raises:
-      FileNotFoundError: if `folder` holds no checkpoint.
-    """
-    folder = pathlib.Path(folder).absolute()
-    if (folder / which).is_dir():
-        with _checkpoints(folder, which) as manager:
-            if manager.latest_step() is not None:
-                like = ocp.args.StandardRestore(jax.tree.map(_wanted, params))
-                return manager.restore(manager.latest_step(), args=ocp.args.Composite(params=like))["params"]
-    raise FileNotFoundError(f"{folder} holds no checkpoint: train first")
+    return judge
+
+
+def _stopped(step: int, folder: pathlib.Path) -> interrupts.Interrupted:
+    return interrupts.Interrupted(f"stopped after step {step}, which {folder} keeps: the same command goes on from it")
+
+
+def _stops(together: bool) -> bool:
+    """Whether an interrupt was asked for, of any process: they end after the same step, one in which all are told."""
+    if jax.process_count() == 1:
+        return interrupts.asked()
+    return together and bool(np.any(multihost_utils.process_allgather(np.array(interrupts.asked()))))
+
+
+@contextlib.contextmanager
+def _all_or_none() -> Iterator[None]:
+    """Lets what fails in one process fail in all, or else the others would wait for it."""
+    failed = None
+    try:
+        yield
+    except Exception as error:
+        failed = error
+    if jax.process_count() > 1 and multihost_utils.process_allgather(np.array(failed is not None)).any():
+        raise failed or ValueError("another process cannot train: see its message")
+    if failed is not None:
+        raise failed
 
 
 def _gradient(loss_fn, accumulate: int, mesh: Mesh | None):
@@ -231,56 +253,6 @@ def _dealt(batch: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
 
 
-def _together(what: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(what)
-
-
-class _Judged:
-    """Evaluations of a run, and in `best/` the parameters of the best of them."""
-
-    def __init__(self, stack, folder: pathlib.Path, start: int, best: str, events: pathlib.Path | None):
-        self._best = best
-        self._manager = stack.enter_context(_checkpoints(folder, "best", keep=1))
-        self._log = None
-        if events is not None:
-            self._log = stack.enter_context(contextlib.closing(Log(folder / "evaluation.csv", start, events)))
-
-    def judge(self, step: int, figures: dict[str, float], params: PyTree) -> dict[str, float]:
-        if self._log is not None:
-            self._log.write(step, figures)
-        known = self._manager.latest_step()
-        if known is not None:
-            stored = self._manager.restore(known, args=ocp.args.Composite(figures=ocp.args.JsonRestore()))
-        if known is None or figures[self._best] > stored["figures"][self._best]:
-            items = {"params": ocp.args.StandardSave(params), "figures": ocp.args.JsonSave(figures)}
-            self._manager.save(step, args=ocp.args.Composite(**items))
-        return figures
-
-
-def _checkpoints(folder: pathlib.Path, which: str = "checkpoints", keep: int = 2) -> ocp.CheckpointManager:
-    # Saving is synchronous because the arrays are donated to the next step.
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=False)
-    return ocp.CheckpointManager(folder / which, options=options)
-
-
-def _wanted(x: jax.Array | jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    # Without a place of its own an array would go back to the devices that it was saved from, which may not be here.
-    place = x.sharding or SingleDeviceSharding(jax.local_devices()[0])
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
-
-
-def _items(kind, params, rest):
-    # Two items, so that parameters can be read without knowing the optimizer.
-    return ocp.args.Composite(params=kind(params), rest=kind(rest))
-
-
-def _restore(manager, step, params, opt_state):
-    like = jax.tree.map(_wanted, (params, {"opt_state": opt_state}))
-    saved = manager.restore(step, args=_items(ocp.args.StandardRestore, *like))
-    return saved["params"], saved["rest"]["opt_state"]
-
-
 def _prefetched(pool, batch_fn, start: int, steps: int, ahead: int) -> Iterator[tuple[int, PyTree]]:
     queue = collections.deque()
     try:
@@ -299,16 +271,3 @@ def _examine(rows: list[dict[str, np.ndarray]], done: int, folder: pathlib.Path,
             kept = f"the checkpoint after {saved} steps is kept" if saved else "there is no checkpoint yet"
             what = f"the loss or its gradient is {row['loss']} in step {step}"
             raise FloatingPointError(f"{what} ({folder}); {kept}")
-
-
-def _bar(shown: bool) -> progress.Progress:
-    return progress.Progress(
-        progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
-        progress.MofNCompleteColumn(),
-        progress.TextColumn("{task.fields[loss]}"),
-        progress.TimeElapsedColumn(),
-        progress.TimeRemainingColumn(),
-        console=Console(stderr=True),  # stdout is for results
-        disable=not shown,
-    )

@@ -17,13 +17,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cascade_jax import bundle, decode
+from cascade_jax import bundle, pipeline
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle
 from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.drafters.eagle3 import Eagle3Config
 from cascade_jax.models.prompt import Prompt
-from cascade_jax.training import data, loop
+from cascade_jax.training import checkpoints, data, loop
 from cascade_jax.training.drafter import Batches, Graphs, Objective, Schedule, drafter_loss, sizes, standard, start
 from cascade_jax.training.settings import settle
 from cascade_jax.tree import ROOT, DynamicTree, Tree
@@ -123,7 +123,7 @@ def train(
         evaluate=evaluate,
         evaluate_every=evaluate_every * batches.per_epoch,
     )
-    return config, params if evaluate is None else loop.restore(folder, params, "best")
+    return config, params if evaluate is None else checkpoints.restore(folder, params, checkpoints.BEST)
 
 
 def held_out_prompts(rows: data.Data, share: float, most: int) -> list[Prompt]:
@@ -144,17 +144,16 @@ def alphas(
     model: Bundle, methods: Methods, prompts: Sequence[Prompt], seed: int, params: nnx.State
 ) -> dict[str, float]:
     """Accepted drafts per step, averaged over pictures drawn from `prompts` with the drafter's parameters."""
-    sampling = bundle.default_sampling(model.config).checked()
     dtype = jax.tree.leaves(model.params["target"])[0].dtype
-    model.params["drafter"] = jax.tree.map(lambda x: x.astype(dtype), params)
-    prefix = model.prefix(prompts, guided=sampling.guidance is not None)
-    keys = jax.random.split(jax.random.key(seed), len(prompts))
-    found = {}
+    own = {**model.params, "drafter": jax.tree.map(lambda x: x.astype(dtype), params)}
+    model, keys, found = (
+        dataclasses.replace(model, params=own),
+        jax.random.split(jax.random.key(seed), len(prompts)),
+        {},
+    )
     for name, (rule, tree) in methods.items():
-        program = model.program(tree)
-        state = decode.generate_jit(program, model.decoding_params(program), prefix, keys, rule, sampling)
-        steps = np.maximum(np.asarray(state.stats.steps), 1)
-        found["alpha" if not found else f"alpha_{name}"] = float(np.mean(np.asarray(state.stats.accepted) / steps))
+        _, stats = pipeline.draw_tokens(model, prompts, keys, rule, tree)
+        found["alpha" if not found else f"alpha_{name}"] = float(np.mean(stats.alpha))
     return found
 
 
@@ -178,9 +177,7 @@ def parameters(folder: str | pathlib.Path, config: EagleConfig | Eagle3Config) -
     Raises:
       FileNotFoundError: if there is no checkpoint yet.
     """
-    template = jax.eval_shape(lambda: start(config, 0)[1])
-    which = "best" if any((pathlib.Path(folder) / "best").glob("[0-9]*")) else "checkpoints"
-    return loop.restore(folder, template, which)
+    return checkpoints.restore(folder, jax.eval_shape(lambda: start(config, 0)[1]), checkpoints.BEST)
 
 
 def is_run(folder: str | pathlib.Path) -> bool:
