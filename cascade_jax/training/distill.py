@@ -169,11 +169,13 @@ def _make(
     missing = [shard for shard in range(part[0], total, part[1]) if shard not in done]
     begin = time.monotonic()
     for made, shard in enumerate(missing, 1):
-        interrupts.check(
-            f"{folder} keeps {total - len(missing) + made - 1} of {total} shards: the same command goes on"
-        )
-        # The last shard is made whole, and cut: all batches are of one shape.
-        tokens, captions, prompts = make([shard * batch + row for row in range(batch)])
+        try:
+            interrupts.check()
+            # The last shard is made whole, and cut: all batches are of one shape.
+            tokens, captions, prompts = make([shard * batch + row for row in range(batch)])
+        except interrupts.Interrupted as asked:
+            there = f"{folder} keeps {len(data.shards(folder))} of {total} shards: the same command makes the others"
+            raise interrupts.Interrupted(there) from asked
         kept = None
         if features is not None:
             kept = np.asarray(_features(graph, features, state, model.prefix(prompts, guided=True), tokens))
