@@ -6,19 +6,19 @@ the vocabulary beside the weights says which they are. The Hugging Face layout h
 Meta's `vqgan.ckpt` is needed beside it.
 """
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cascade_jax import bundle
-from cascade_jax.models.chameleon import PIXELS, ChameleonConfig
+from cascade_jax.models.chameleon import PIXELS, ChameleonConfig, preset
 from cascade_jax.models.vq import VQConfig
-from checkpoints_convert import eagle, vqgan
+from checkpoints_convert import eagle, folders, llama, vqgan
+from checkpoints_convert.files import read_json
 from checkpoints_convert.formats import Family, Format, Known
-from checkpoints_convert.sources import CODES, ConvertError, Source
+from checkpoints_convert.sources import CODES, Source
 from checkpoints_convert.table import Rule
-from checkpoints_convert.transforms import code_rows, head_norm, linear, qkv_in_pairs, stacked
+from checkpoints_convert.tensors import ConvertError
+from checkpoints_convert.transforms import code_rows, head_norm, integers, linear, qkv_in_pairs, stacked
 
 # Text tokens that a prompt or a picture needs, by their names.
 _MARKS = {
@@ -34,8 +34,8 @@ _MARKS = {
 def _hugging_face(config: ChameleonConfig) -> Sequence[Rule]:
     return (
         Rule("model.embed_tokens.weight", "embedding"),
-        Rule(CODES, "code_ids"),
-        *eagle.llama_blocks("model.layers", config.block),
+        Rule(CODES, "code_ids", integers),
+        *llama.blocks("model.layers", config.block),
         Rule("model.norm.weight", "norm.scale"),
         Rule(("lm_head.weight", CODES), "head.kernel", code_rows),
     )
@@ -45,7 +45,7 @@ def _meta(config: ChameleonConfig) -> Sequence[Rule]:
     layer, (heads, kv_heads) = "layers.{}", (config.block.heads, config.block.kv_heads)
     return (
         Rule("tok_embeddings.weight", "embedding"),
-        Rule(CODES, "code_ids"),
+        Rule(CODES, "code_ids", integers),
         Rule(f"{layer}.attention_norm.weight", "blocks.{}.attention_norm.scale"),
         Rule(
             tuple(f"{layer}.attention.w{x}.weight" for x in "qkv"),
@@ -77,7 +77,7 @@ def _meta(config: ChameleonConfig) -> Sequence[Rule]:
 def _configure_hugging_face(style: str) -> Callable[[Source, Known], ChameleonConfig]:
     def configure(source: Source, known: Known) -> ChameleonConfig:
         settings = source.settings
-        for name in ("swin_norm", "attention_bias", "mlp_bias", "rope_scaling"):
+        for name in ("swin_norm", "attention_bias", "mlp_bias"):
             if settings.get(name):
                 raise ConvertError(
                     f"{source.path} is a Chameleon with {name}, which none of the published 7B models has"
@@ -85,16 +85,16 @@ def _configure_hugging_face(style: str) -> Callable[[Source, Known], ChameleonCo
         vocab, dim = source.shape("model.embed_tokens.weight")
         heads = settings.get("num_attention_heads") or dim // 128
         kv_heads = settings.get("num_key_value_heads") or heads
-        base = settings.get("rope_theta") or (settings.get("rope_parameters") or {}).get("rope_theta", 10000)
+        llama.check_settings(source, settings, "model.layers", dim, heads)
         return ChameleonConfig(
             dim=dim,
-            layers=_layers(source, r"model\.layers\.(\d+)\."),
+            layers=_layers(source, known, dim, "model.layers", settings.get("num_hidden_layers")),
             heads=heads,
             ffn_dim=source.shape("model.layers.0.mlp.gate_proj.weight")[0],
             kv_heads=None if kv_heads == heads else kv_heads,
             vocab_size=vocab,
             norm_eps=settings.get("rms_norm_eps", 1e-5),
-            rope_base=float(base),
+            rope_base=llama.rope_base(settings),
             **_picture(style, source, known),
         )
 
@@ -104,7 +104,7 @@ def _configure_hugging_face(style: str) -> Callable[[Source, Known], ChameleonCo
 def _configure_meta(style: str) -> Callable[[Source, Known], ChameleonConfig]:
     def configure(source: Source, known: Known) -> ChameleonConfig:
         file = source.folder / "params.json"
-        params = json.loads(file.read_text()) if file.is_file() else {}
+        params = read_json(file) if file.is_file() else {}
         params = params.get("model", params)
         if params.get("swin_norm"):
             raise ConvertError(
@@ -113,9 +113,12 @@ def _configure_meta(style: str) -> Callable[[Source, Known], ChameleonConfig]:
         vocab, dim = source.shape("tok_embeddings.weight")
         head_dim = source.shape("layers.0.attention.q_normalization.weight")[-1]
         heads, kv_heads = dim // head_dim, source.shape("layers.0.attention.wk.weight")[0] // head_dim
+        for name, found in (("dim", dim), ("n_layers", llama.layers(source, "layers")), ("n_heads", heads)):
+            if params.get(name) not in (None, found):
+                raise ConvertError(f"{file} says {name} {params[name]!r} where the tensors have {found}")
         return ChameleonConfig(
             dim=dim,
-            layers=_layers(source, r"layers\.(\d+)\."),
+            layers=_layers(source, known, dim, "layers", params.get("n_layers")),
             heads=heads,
             ffn_dim=source.shape("layers.0.feed_forward.w1.weight")[0],
             kv_heads=None if kv_heads == heads else kv_heads,
@@ -134,13 +137,12 @@ def _picture(style: str, source: Source, known: Known) -> dict[str, Any]:
         raise ConvertError(
             f"{source.path} has no vocabulary that names the image tokens: put Meta's text_tokenizer.json beside it"
         )
-    pixels, step = known.pixels, 2 * PIXELS if style == "lumina" else PIXELS
-    if pixels is None and style == "anole":
-        pixels = 512
-    if pixels is None and (match := re.search(r"(?<!\d)(512|768|1024)(?!\d)", source.path.absolute().name)):
-        pixels = int(match[1])
+    told = 512 if style == "anole" else folders.number_in_name(source.path, (512, 768, 1024))
+    pixels, step = known.pixels or told, 2 * PIXELS if style == "lumina" else PIXELS
     if pixels is None:
         raise ConvertError(f"{source.path} does not say how large its pictures are: give --pixels 512, 768 or 1024")
+    if told not in (None, pixels):
+        known.say(f"warning: {source.path} draws {told} pixels a side by its name, and it is told to draw {pixels}")
     if pixels % step or pixels < step:
         raise ConvertError(f"pixels must be a multiple of {step}, not {pixels}")
     (codes,) = source.shape(CODES)
@@ -149,8 +151,11 @@ def _picture(style: str, source: Source, known: Known) -> dict[str, Any]:
     return {"style": style, "rows": pixels // PIXELS, "columns": pixels // PIXELS, "codebook_size": codes, **marks}
 
 
-def _layers(source: Source, pattern: str) -> int:
-    return 1 + max(int(m[1]) for name in source.tensors if (m := re.match(pattern, name)))
+def _layers(source: Source, known: Known, dim: int, prefix: str, stated: int | None) -> int:
+    count = llama.layers(source, prefix)
+    if stated is None:
+        llama.check_published(source, known, dim, count, [preset("anole-7b")])
+    return count
 
 
 def _configure_vq(source: Source, known: Known) -> VQConfig:
@@ -198,6 +203,7 @@ def _family(name: str, style: str) -> Family:
                 # the encoder's half of the VQGAN, and constants
                 skip=("model.vqmodel.**", "model.layers.{}.self_attn.rotary_emb.inv_freq"),
                 tokenizer=True,
+                stand_ins=llama.TIED,
             ),
             Format(
                 "Chameleon, Meta's layout",

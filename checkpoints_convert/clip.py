@@ -1,13 +1,14 @@
 """CLIP (`openai/clip-vit-base-patch32`) in the Hugging Face layout: both towers, to measure pictures with."""
 
-import re
 from collections.abc import Sequence
 
 from cascade_jax import bundle
 from cascade_jax.models.clip import CLIPConfig, TowerConfig
+from checkpoints_convert import llama
 from checkpoints_convert.formats import Family, Format, Known
-from checkpoints_convert.sources import ConvertError, Source
+from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
+from checkpoints_convert.tensors import ConvertError
 from checkpoints_convert.transforms import conv, linear, rows, stacked
 
 
@@ -82,9 +83,11 @@ def _tower(source: Source, name: str) -> TowerConfig:
     heads = settings.get("num_attention_heads", dim // 64)  # OpenAI's heads are 64 wide
     if dim % heads:
         raise ConvertError(f"{source.path} has {heads} heads for a width of {dim}")
+    layers = llama.layers(source, prefix)
+    source.check_settings(settings, num_hidden_layers=layers, hidden_size=dim, intermediate_size=ffn_dim)
     return TowerConfig(
         dim=dim,
-        layers=1 + max(int(m[1]) for key in source.tensors if (m := re.match(re.escape(prefix) + r"\.(\d+)\.", key))),
+        layers=layers,
         heads=heads,
         ffn_dim=ffn_dim,
         norm_eps=settings.get("layer_norm_eps", 1e-5),

@@ -1,5 +1,6 @@
 """From published checkpoints to a bundle, one parameter at a time."""
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -10,42 +11,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
 from cascade_jax import bundle
 from checkpoints_convert.families import FAMILIES
-from checkpoints_convert.formats import Family, Format, Known
-from checkpoints_convert.sources import (
-    SENTENCEPIECE,
-    TOKENIZERS,
-    ConvertError,
-    Source,
-    Tensor,
-    open_source,
-    open_sources,
-)
-from checkpoints_convert.table import Step, make, plan, present
+from checkpoints_convert.files import check_text, read_json
+from checkpoints_convert.formats import Known
+from checkpoints_convert.parts import Part, family_of, fitted, parts, planned, recognise
+from checkpoints_convert.sources import CODES, SENTENCEPIECE, TOKENIZERS, open_source, open_sources
+from checkpoints_convert.table import Step, make
+from checkpoints_convert.tensors import ConvertError, listed
+from checkpoints_convert.transforms import integers
+
+__all__ = ["convert", "merge", "planned", "recognise"]
 
 VERSION = 1
 DTYPES = {"bf16": np.dtype(ml_dtypes.bfloat16), "fp32": np.dtype(np.float32), "stored": None}
 LARGE = 3_000_000_000  # parameters; targets of this size are stored in bfloat16 unless told otherwise
-_ORDER = ("vq", "target", "drafter", "text", "metric")
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """A part of the bundle to be: where it comes from, and how its parameters are made."""
-
-    format: Format
-    source: Source
-    config: Any
-    steps: Mapping[str, Step]
-    shapes: Mapping[str, tuple[int, ...]]
-
-    @property
-    def parameters(self) -> int:
-        return sum(int(np.prod(shape, dtype=np.int64)) for shape in self.shapes.values())
 
 
 def convert(
@@ -63,12 +47,13 @@ def convert(
     Args:
       family: a name in `FAMILIES`, or "auto" to go by the files.
       sources: files and folders as they were downloaded, in any order: the model, its picture tokenizer, its text
-        encoder, a drafter. What is what is told from their tensors.
+        encoder, a drafter. What is what is told from their tensors. What is needed and was not named is looked for in
+        the folders that were.
       destination: the bundle's folder. It appears whole or not at all; a bundle that is there is replaced.
       dtype: of target, drafter and text encoder: "bf16", "fp32", or "stored". None is "bf16" from 3 billion parameters
         on and else "stored". A picture tokenizer, and a network that measures, keep their own.
       pixels: the picture's side, where neither the files nor their names say it.
-      say: called with notes and warnings.
+      say: called with what was found, notes and warnings.
       progress: called with (bytes written, bytes in all).
 
     Returns:
@@ -77,16 +62,20 @@ def convert(
     Raises:
       ConvertError: if a source is damaged, unknown, missing or does not fit, or the disk is full.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConvertError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    _check_dtype(dtype)
+    if pixels is not None and pixels < 1:
+        raise ConvertError(f"pixels must be positive, not {pixels}")
     destination = pathlib.Path(destination)
     _check_destination(destination)
     opened = open_sources(sources)
-    chosen = _family(family, opened)
-    parts = _parts(chosen, opened, pixels)
-    config = chosen.assemble({name: part.config for name, part in parts.items()})
-    with writing(destination, parts, dtype, say, progress) as (writer, origin):
+    chosen = family_of(family, opened)
+    found = parts(chosen, opened, pixels, say)
+    config = chosen.assemble({name: part.config for name, part in found.items()})
+    _check_tokenizers(found, say)
+    with writing(destination, found, dtype, say, progress) as (writer, origin):
         writer.finish(dataclasses.replace(config, origin=origin))
+    for part in found.values():
+        say(str(part))
     return config
 
 
@@ -103,24 +92,27 @@ def merge(
       model: the bundle's folder.
       drafter: the drafter as it was downloaded.
       dtype: of its parameters, as in `convert`.
-      say: called with warnings.
+      say: called with what was found, notes and warnings.
 
     Raises:
       ConvertError: if the drafter is damaged, unknown or does not fit.
       bundle.BundleError: if there is no such bundle.
     """
-    if dtype is not None and dtype not in DTYPES:
-        raise ConvertError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+    _check_dtype(dtype)
     model = pathlib.Path(model)
     config = bundle.read_config(model)
     source = open_source(drafter)
-    family = next(family for family in FAMILIES.values() if family.is_a(config.family))
-    layouts = recognise(family, source)
+    family = next((family for family in FAMILIES.values() if family.is_a(config.family)), None)
+    if family is None:
+        raise ConvertError(f"there is no converter for drafters of {config.family}")
+    plain, layouts = fitted(family, source)
     fitting = [layout for layout in layouts if layout.part == "drafter"]
     if not fitting:
         what = f"a {layouts[0].part} ({layouts[0].name})" if layouts else "of no known kind"
         raise ConvertError(f"{source.path} is no drafter for {config.family}: it is {what}")
-    part = planned(fitting[0], source, Known({"vq": config.vq, "target": config.target}))
+    for note in source.notes:
+        say(note)
+    part = planned(fitting[0], plain, Known({"vq": config.vq, "target": config.target}, say=say))
     with writing(model, {"drafter": part}, dtype, say, lambda done, total: None) as (writer, origin):
         writer.adopt(model, without="drafter")
         files = config.origin.get("files", {}) | origin["files"]
@@ -128,6 +120,7 @@ def merge(
             config, drafter=part.config, origin={**config.origin, "converter": VERSION, "files": files}
         )
         writer.finish(config)
+    say(str(part))
     return config
 
 
@@ -139,6 +132,8 @@ def writing(
     types = {name: _dtype(name, part, dtype) for name, part in parts.items()}
     total = sum(_size(part, types[name]) for name, part in parts.items())
     _check_space(destination, total)
+    for part in parts.values():
+        _warn_of_integers(part, say)
     done = 0
     with _disk_errors(destination), ThreadPoolExecutor(1) as digester:
         files = sorted({file for part in parts.values() for file in part.source.files})
@@ -147,81 +142,54 @@ def writing(
             for name, part in parts.items():
                 for path, step in part.steps.items():
                     array = make(step, part.source.tensors)
-                    if _has_nan(array):
-                        say(f"warning: {' + '.join(step.names)} of {part.source.path} contains NaNs")
-                    array = array if types[name] is None or not _floating(array.dtype) else array.astype(types[name])
+                    if wrong := _not_finite(array):
+                        say(f"warning: {' + '.join(step.names)} of {part.source.path} contains {wrong}")
+                    array = array.astype(_kind(part, step, types[name]), copy=False)
                     writer.add(name, path, array)
                     done += array.nbytes
                     progress(done, total)
-                if part.format.tokenizer and (tokenizer := part.source.beside(TOKENIZERS)):
-                    writer.copy(tokenizer, "text/tokenizer.json")
-                elif part.format.tokenizer and (tokenizer := part.source.beside(SENTENCEPIECE)):
-                    writer.copy(tokenizer, "text/spiece.model")
-            listed = {str(file.name): digests[file].result() for file in files}
-            yield writer, {"converter": VERSION, "files": listed}
+                if found := _tokenizer(part):
+                    writer.copy(*found)
+            yield writer, {"converter": VERSION, "files": _origin_names(digests)}
 
 
-def _family(name: str, opened: Sequence[Source]) -> Family:
-    """The family of a name; of an architecture's name or "auto", the one that the files, or else their names, tell."""
-    if name in FAMILIES:
-        return FAMILIES[name]
-    fitting = [family for family in FAMILIES.values() if name == "auto" or family.is_a(name)]
-    if not fitting:
-        raise ConvertError(f"unknown family {name!r}; known: {', '.join(FAMILIES)}, auto")
-    fitting = [family for family in fitting if all(recognise(family, source) for source in opened)]
-    is_main = lambda family, source: any(layout.part in ("target", "metric") for layout in recognise(family, source))
-    fitting = [family for family in fitting if any(is_main(family, source) for source in opened)]
-    if len(fitting) > 1:  # fine-tunes of one architecture
-        names = [str(source.path.absolute()).lower() for source in opened if is_main(fitting[0], source)]
-        fitting = [family for family in fitting if any(family.name in name for name in names)]
-    if len(fitting) != 1:
-        raise ConvertError(f"the files do not tell the family: name one of {', '.join(FAMILIES)}")
-    return fitting[0]
+def _tokenizer(part: Part) -> tuple[pathlib.Path, str] | None:
+    """The text tokenizer that belongs to a part, and what it is called in a bundle."""
+    if not part.format.tokenizer:
+        return None
+    if file := part.source.beside(TOKENIZERS):
+        return file, "text/tokenizer.json"
+    file = part.source.beside(SENTENCEPIECE)
+    return file and (file, "text/spiece.model")
 
 
-def recognise(family: Family, source: Source) -> list[Format]:
-    """The formats of a family that a source has: of every part the first that fits."""
-    found: dict[str, Format] = {}
-    for layout in family.formats:
-        if all(present(pattern, source.tensors) for pattern in layout.signature):
-            found.setdefault(layout.part, layout)
-    return list(found.values())
+def _check_tokenizers(parts: Mapping[str, Part], say: Callable[[str], None]) -> None:
+    """Raises a ConvertError if a text encoder could read no captions; of targets and metrics it is a warning."""
+    for name, part in parts.items():
+        if not part.format.tokenizer:
+            continue
+        known = TOKENIZERS[:1] + SENTENCEPIECE if name == "text" else TOKENIZERS
+        if not (found := _tokenizer(part)):
+            lacks = f"{part.source.path} has no text tokenizer ({' or '.join(known)}) beside it"
+            if name == "text":
+                raise ConvertError(f"{lacks}, and without one no caption can be read: download it too")
+            say(f"warning: {lacks}: captions cannot be read until it lies in the model's folder as text/tokenizer.json")
+        elif found[0].name in TOKENIZERS:
+            read_json(found[0])
+        else:
+            with found[0].open("rb") as stream:
+                check_text(found[0], stream.read(1024))
 
 
-def _parts(family: Family, opened: Sequence[Source], pixels: int | None) -> dict[str, Part]:
-    formats: dict[str, tuple[Format, Source]] = {}
-    for source in opened:
-        layouts = recognise(family, source)
-        if not layouts:
-            others = [f"{own[0].name} ({f.name})" for f in FAMILIES.values() if (own := recognise(f, source))]
-            looks = (
-                f"it looks like {others[0]}" if others else f"its tensors are {', '.join(list(source.tensors)[:3])} ..."
-            )
-            raise ConvertError(f"{source.path} is no part of {family.name}: {looks}")
-        for layout in layouts:
-            if layout.part in formats:
-                raise ConvertError(f"{source.path} and {formats[layout.part][1].path} are both a {layout.part}")
-            formats[layout.part] = layout, source
-    for part in family.required:
-        if part not in formats:
-            known = " or ".join(layout.name for layout in family.formats if layout.part == part)
-            raise ConvertError(f"{family.name} needs its {part} too ({known}): name that file as well")
-    parts: dict[str, Part] = {}
-    for name in _ORDER:
-        if name in formats:
-            known = Known({n: p.config for n, p in parts.items()}, pixels)
-            parts[name] = planned(*formats[name], known)
-    return parts
-
-
-def planned(layout: Format, source: Source, known: Known) -> Part:
-    """Works out a part's configuration and how its parameters are made."""
-    try:
-        config = layout.configure(source, known)
-        shapes = bundle.shapes(layout.part, config)
-    except (ArithmeticError, IndexError, KeyError, TypeError, AttributeError) as error:
-        raise ConvertError(f"{source.path} is no proper {layout.name}: {type(error).__name__}: {error}") from error
-    return Part(layout, source, config, plan(layout.rules(config), shapes, source, layout.skip), shapes)
+def _warn_of_integers(part: Part, say: Callable[[str], None]) -> None:
+    tensors = part.source.tensors
+    read = {name: tensors[name].dtype for step in part.steps.values() if not _whole(step) for name in step.names}
+    whole = [f"{name} ({dtype})" for name, dtype in read.items() if name != CODES and not _floating(dtype)]
+    if whole:
+        say(
+            f"warning: {part.source.path} has weights that are integers: {listed(whole)}. If they were quantised they "
+            "are wrong without their scales: convert the weights from before that"
+        )
 
 
 def _dtype(name: str, part: Part, dtype: str | None) -> np.dtype | None:
@@ -230,24 +198,46 @@ def _dtype(name: str, part: Part, dtype: str | None) -> np.dtype | None:
     return DTYPES[dtype or ("bf16" if part.parameters >= LARGE else "stored")]
 
 
+def _kind(part: Part, step: Step, dtype: np.dtype | None) -> np.dtype:
+    """What a parameter is stored as: weights that are integers in the checkpoint become floats."""
+    if _whole(step):
+        return np.dtype(np.int32)
+    stored = part.source.tensors[step.names[0]].dtype
+    return dtype or (stored if _floating(stored) else np.dtype(np.float32))
+
+
+def _whole(step: Step) -> bool:
+    """Whether a parameter consists of whole numbers."""
+    return step.transform is integers
+
+
 def _size(part: Part, dtype: np.dtype | None) -> int:
-    size = 0
-    for path, step in part.steps.items():
-        stored: Tensor = part.source.tensors[step.names[0]]
-        kind = stored.dtype if dtype is None or not _floating(stored.dtype) else dtype
-        size += int(np.prod(part.shapes[path], dtype=np.int64)) * kind.itemsize
-    return size
+    return sum(
+        int(np.prod(part.shapes[path], dtype=np.int64)) * _kind(part, step, dtype).itemsize
+        for path, step in part.steps.items()
+    )
 
 
 def _floating(dtype: np.dtype) -> bool:
-    return dtype == ml_dtypes.bfloat16 or np.issubdtype(dtype, np.floating)
+    return jnp.issubdtype(dtype, jnp.floating)
 
 
-def _has_nan(array: np.ndarray, rows: int = 1 << 20) -> bool:
+def _not_finite(array: np.ndarray, rows: int = 1 << 20) -> str:
+    """What an array has beside finite numbers; empty if nothing."""
     if not _floating(array.dtype):
-        return False
+        return ""
     flat = array.reshape(-1) if array.flags.c_contiguous else array.ravel("K")
-    return any(bool(np.isnan(flat[i : i + rows]).any()) for i in range(0, flat.size, rows))
+    blocks = [flat[i : i + rows] for i in range(0, flat.size, rows)]
+    if all(bool(np.isfinite(block).all()) for block in blocks):
+        return ""
+    return "NaNs" if any(bool(np.isnan(block).any()) for block in blocks) else "infinite numbers"
+
+
+def _origin_names(digests: Mapping[pathlib.Path, Any]) -> dict[str, str]:
+    """The digests of files by their names; by their folders' too where several have the same."""
+    count = collections.Counter(file.name for file in digests)
+    name = lambda file: file.name if count[file.name] == 1 else f"{file.absolute().parent.name}/{file.name}"
+    return {name(file): digest.result() for file, digest in digests.items()}
 
 
 def _digest(file: pathlib.Path) -> str:
@@ -255,12 +245,20 @@ def _digest(file: pathlib.Path) -> str:
         return "sha256:" + hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def _check_dtype(dtype: str | None) -> None:
+    if dtype is not None and dtype not in DTYPES:
+        raise ConvertError(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
+
+
 def _check_destination(destination: pathlib.Path) -> None:
-    if (
-        destination.exists()
-        and not (destination / "config.json").is_file()
-        and (not destination.is_dir() or any(destination.iterdir()))
-    ):
+    """A folder of something else is never replaced, nor is a download, which may have a config.json too."""
+    if not destination.exists() or (destination.is_dir() and not any(destination.iterdir())):
+        return
+    try:
+        known = "format" in read_json(destination / "config.json")
+    except (ConvertError, TypeError):
+        known = False
+    if not known:
         raise ConvertError(f"{destination} is there already and is no model: give another destination")
 
 

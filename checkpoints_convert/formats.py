@@ -7,6 +7,7 @@ from typing import Any
 from cascade_jax import bundle
 from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
+from checkpoints_convert.tensors import Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,10 +17,29 @@ class Known:
     Attributes:
       parts: configurations of the parts that were worked out before (in the order vq, target, drafter, text).
       pixels: the picture's side, if it was given; file formats that lack it need it.
+      say: called with what the person who converts should know.
     """
 
     parts: Mapping[str, Any]
     pixels: int | None = None
+    say: Callable[[str], None] = lambda _: None
+
+
+@dataclasses.dataclass(frozen=True)
+class StandIn:
+    """A tensor that files may leave out, because another one tells it.
+
+    Attributes:
+      name: the tensor's.
+      by: names of others, of which the first that is there tells it.
+      unless: a setting of config.json and its value that say that the tensor is missing after all.
+      make: from the other tensor; None for the same numbers.
+    """
+
+    name: str
+    by: tuple[str, ...]
+    unless: tuple[str, Any] | None = None
+    make: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +54,7 @@ class Format:
       rules: the table, for a configuration.
       skip: patterns of tensors that the module has no use for, and why nobody misses them is said beside them.
       tokenizer: whether the bundle keeps the text tokenizer that belongs to such a checkpoint.
+      stand_ins: tensors that files may leave out.
     """
 
     name: str
@@ -43,6 +64,17 @@ class Format:
     rules: Callable[[Any], Sequence[Rule]]
     skip: tuple[str, ...] = ()
     tokenizer: bool = False
+    stand_ins: tuple[StandIn, ...] = ()
+
+    def left_out(self, source: Source) -> dict[str, Tensor]:
+        """The tensors that a source leaves out and others tell."""
+        found = {}
+        for own in self.stand_ins:
+            other = next((source.tensors[name] for name in own.by if name in source.tensors), None)
+            denied = own.unless and source.settings.get(own.unless[0]) == own.unless[1]
+            if own.name not in source.tensors and other is not None and not denied:
+                found[own.name] = own.make(other) if own.make else other
+        return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,17 +4,17 @@ The former is `deepseek-ai/Janus-Pro-1B` and `-7B`, the latter `deepseek-communi
 checkpoint holds the model and its VQ; what only understands pictures is skipped.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from cascade_jax import bundle
-from cascade_jax.models.janus import JanusConfig
+from cascade_jax.models.janus import JanusConfig, preset
 from cascade_jax.models.vq import VQConfig
-from checkpoints_convert import eagle, vqgan
+from checkpoints_convert import eagle, llama, vqgan
 from checkpoints_convert.formats import Family, Format, Known
-from checkpoints_convert.sources import ConvertError, Source
+from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
+from checkpoints_convert.tensors import ConvertError
 from checkpoints_convert.transforms import linear
 
 _PUBLISHED_HEADS = {2048: 16, 4096: 32}  # by width; the authors' config.json leaves defaults out
@@ -37,7 +37,7 @@ def _original(config: JanusConfig) -> Sequence[Rule]:
         Rule("language_model.model.embed_tokens.weight", "text_embedding"),
         Rule("gen_embed.weight", "embedding"),
         *_mlp(("gen_aligner.layers.0", "gen_aligner.layers.2"), "aligner"),
-        *eagle.llama_blocks("language_model.model.layers", config.block),
+        *llama.blocks("language_model.model.layers", config.block),
         Rule("language_model.model.norm.weight", "norm.scale"),
         *_mlp(("gen_head.output_mlp_projector", "gen_head.vision_head"), "head"),
     )
@@ -48,7 +48,7 @@ def _hugging_face(config: JanusConfig) -> Sequence[Rule]:
         Rule("model.language_model.embed_tokens.weight", "text_embedding"),
         Rule("model.generation_embeddings.weight", "embedding"),
         *_mlp(("model.generation_aligner.fc1", "model.generation_aligner.hidden_layers.0"), "aligner"),
-        *eagle.llama_blocks("model.language_model.layers", config.block),
+        *llama.blocks("model.language_model.layers", config.block),
         Rule("model.language_model.norm.weight", "norm.scale"),
         *_mlp(("model.generation_head.proj_out", "model.generation_head.vision_head"), "head"),
     )
@@ -59,33 +59,45 @@ def _configure(text: str, codes: str, hidden: str, settings_of: str) -> Callable
     settings."""
 
     def configure(source: Source, known: Known) -> JanusConfig:
-        settings, numbered = source.settings.get(settings_of) or {}, rf"{re.escape(text)}\.layers\.(\d+)\."
+        settings, prefix = source.settings.get(settings_of) or {}, f"{text}.layers"
         vocab, dim = source.shape(f"{text}.embed_tokens.weight")
         heads = settings.get("num_attention_heads") or _PUBLISHED_HEADS.get(dim) or dim // 128
         kv_heads = settings.get("num_key_value_heads") or heads
         codebook_size, code_dim = source.shape(codes)
-        base = settings.get("rope_theta") or (settings.get("rope_parameters") or {}).get("rope_theta", 10000)
-        pixels = known.pixels or 384
-        square = known.parts["vq"].downsampling if "vq" in known.parts else 16
-        if pixels % square:
-            raise ConvertError(f"pixels must be a multiple of {square}, not {pixels}")
+        count = llama.layers(source, prefix)
+        llama.check_settings(source, settings, prefix, dim, heads)
+        if settings.get("num_hidden_layers") is None:
+            llama.check_published(source, known, dim, count, [preset("1B"), preset("7B")])
         return JanusConfig(
             dim=dim,
-            layers=1 + max(int(m[1]) for n in source.tensors if (m := re.match(numbered, n))),
+            layers=count,
             heads=heads,
-            ffn_dim=source.shape(f"{text}.layers.0.mlp.gate_proj.weight")[0],
-            grid=pixels // square,
+            ffn_dim=source.shape(f"{prefix}.0.mlp.gate_proj.weight")[0],
+            grid=_grid(source, known),
             kv_heads=None if kv_heads == heads else kv_heads,
             codebook_size=codebook_size,
             code_dim=code_dim,
             head_width=source.shape(hidden)[0],
             vocab_size=vocab,
             norm_eps=settings.get("rms_norm_eps", 1e-6),
-            rope_base=float(base),
+            rope_base=llama.rope_base(settings),
             **_marks(source),
         )
 
     return configure
+
+
+def _grid(source: Source, known: Known) -> int:
+    """Codes per side of a picture. Pictures are drawn as large as they are read, which config.json says."""
+    square = known.parts["vq"].downsampling if "vq" in known.parts else 16
+    vision = source.settings.get("vision_config") or {}
+    told = vision.get("image_size") or (vision.get("params") or {}).get("image_size")
+    if known.pixels and told and known.pixels != told:
+        raise ConvertError(f"{source.path}: config.json says pictures of {told} pixels a side, not {known.pixels}")
+    pixels = known.pixels or told or 384
+    if pixels % square:
+        raise ConvertError(f"pixels must be a multiple of {square}, not {pixels}")
+    return pixels // square
 
 
 def _marks(source: Source) -> dict[str, int]:

@@ -1,20 +1,21 @@
 """LlamaGen (https://github.com/FoundationVision/LlamaGen) as its authors publish it, and in the Hugging Face layout of
 `jadohu/LlamaGen-T2I`; its VQ tokenizer."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascade_jax import bundle
-from cascade_jax.models.llamagen import LlamaGenConfig
+from cascade_jax.models.llamagen import LlamaGenConfig, preset
 from cascade_jax.models.vq import VQConfig
-from checkpoints_convert import eagle, t5, vqgan
+from checkpoints_convert import eagle, folders, llama, t5, vqgan
 from checkpoints_convert.formats import Family, Format, Known
-from checkpoints_convert.sources import ConvertError, Source
+from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
+from checkpoints_convert.tensors import ConvertError
 from checkpoints_convert.transforms import linear, qkv, stacked
 
 _HEADS = {3200: 32, 4096: 32}  # 3B and 7B; all smaller models have heads of 64
+_SIZES = ("B", "L", "XL", "XXL", "XXXL", "1B", "3B", "7B")
 
 
 def _original(config: LlamaGenConfig) -> Sequence[Rule]:
@@ -41,7 +42,7 @@ def _hugging_face(config: LlamaGenConfig) -> Sequence[Rule]:
     return (
         *_conditions("model.cls_embedding"),
         Rule("model.embed_tokens.weight", "embedding"),
-        *eagle.llama_blocks("model.layers", config.block),
+        *llama.blocks("model.layers", config.block),
         Rule("model.norm.weight", "norm.scale"),
         Rule("lm_head.weight", "head.kernel", linear),
     )
@@ -64,7 +65,7 @@ def _configure_original(source: Source, known: Known) -> LlamaGenConfig:
         raise ConvertError(f"{source.path} has width {dim}, which is no LlamaGen's")
     return LlamaGenConfig(
         dim,
-        _layers(source, r"layers\.(\d+)\."),
+        _layers(source, known, dim, "layers"),
         heads,
         image_tokens=_image_tokens(source, known),
         vocab_size=vocab,
@@ -77,16 +78,20 @@ def _configure_hugging_face(source: Source, known: Known) -> LlamaGenConfig:
     settings = source.settings
     heads = settings.get("num_attention_heads") or _HEADS.get(dim, max(dim // 64, 1))
     kv_heads = settings.get("num_key_value_heads") or heads
+    sizes = _condition_sizes(source, "model.cls_embedding")
+    llama.check_settings(source, settings, "model.layers", dim, heads)
+    source.check_settings(settings, cls_token_num=sizes["condition_tokens"], caption_dim=sizes.get("caption_dim"))
+    stated = settings.get("num_hidden_layers")
     return LlamaGenConfig(
         dim,
-        _layers(source, r"model\.layers\.(\d+)\."),
+        stated or _layers(source, known, dim, "model.layers"),
         heads,
-        image_tokens=settings.get("block_size") or _image_tokens(source, known),
+        image_tokens=_image_tokens(source, known, settings.get("block_size")),
         vocab_size=vocab,
         kv_heads=None if kv_heads == heads else kv_heads,
         norm_eps=settings.get("rms_norm_eps", 1e-5),
         rope_base=float(settings.get("rope_base", 10000)),
-        **_condition_sizes(source, "model.cls_embedding"),
+        **sizes,
     )
 
 
@@ -97,23 +102,31 @@ def _condition_sizes(source: Source, prefix: str) -> dict[str, int]:
     return {"condition_tokens": slots, "caption_dim": width}
 
 
-def _layers(source: Source, pattern: str) -> int:
-    numbers = [int(m[1]) for name in source.tensors if (m := re.match(pattern, name))]
-    if not numbers:
-        raise ConvertError(f"{source.path} has no layers")
-    return max(numbers) + 1
+def _layers(source: Source, known: Known, dim: int, prefix: str) -> int:
+    count = llama.layers(source, prefix)
+    llama.check_published(source, known, dim, count, map(preset, _SIZES))
+    return count
 
 
-def _image_tokens(source: Source, known: Known) -> int:
-    """The original files do not hold the picture's size, but their names do: t2i_XL_stage1_256.pt, c2i_B_384.pt."""
-    pixels = known.pixels
-    if pixels is None and (match := re.search(r"_(256|384|512)(?=\D|$)", source.path.name)):
-        pixels = int(match[1])
+def _image_tokens(source: Source, known: Known, told: int | None = None) -> int:
+    """Tokens of a picture, which config.json tells. The original files do not hold the picture's size, but their names
+    do: t2i_XL_stage1_256.pt, c2i_B_384.pt."""
+    square = known.parts["vq"].downsampling if "vq" in known.parts else 16
+    named = folders.number_in_name(source.path, (256, 384, 512)) if told is None else None
+    pixels = known.pixels or named
+    if told is not None and pixels is None:
+        return told
     if pixels is None:
         raise ConvertError(f"{source.path.name} does not say how large its pictures are: give --pixels 256, 384 or 512")
-    square = known.parts["vq"].downsampling if "vq" in known.parts else 16
     if pixels % square:
         raise ConvertError(f"pixels must be a multiple of {square}, not {pixels}")
+    if told is not None and (pixels // square) ** 2 != told:
+        raise ConvertError(
+            f"{source.path}: config.json's block_size says {told} codes a picture, and {pixels} pixels are "
+            f"{(pixels // square) ** 2} codes"
+        )
+    if named not in (None, pixels):
+        known.say(f"warning: {source.path} draws {named} pixels a side by its name, and it is told to draw {pixels}")
     return (pixels // square) ** 2
 
 
@@ -126,6 +139,8 @@ def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
     target, vq = parts["target"], parts["vq"]
     if target.vocab_size != vq.codebook_size:
         raise ConvertError(f"the model draws {target.vocab_size} codes and the VQ has {vq.codebook_size}")
+    if "text" in parts and target.classes is not None:
+        raise ConvertError("the model draws classes and reads no captions: leave T5 out")
     text = "class" if target.classes is not None else "t5" if "text" in parts else None
     if "text" in parts and parts["text"].dim != target.caption_dim:
         raise ConvertError(f"the model reads captions of width {target.caption_dim}, and T5's is {parts['text'].dim}")
@@ -158,6 +173,7 @@ HUGGING_FACE = Format(
     _configure_hugging_face,
     _hugging_face,
     skip=("model.layers.{}.self_attn.rotary_emb.inv_freq",),  # a constant, and of another rotary embedding
+    stand_ins=llama.TIED,
 )
 VQ = Format(
     "LlamaGen's VQ",

@@ -1,61 +1,26 @@
-"""Checkpoint files: what tensors there are, and each of them on demand.
+"""Checkpoints: what tensors there are, and each of them on demand.
 
 Opening a source reads names, shapes and types only. A tensor is a view of the mapped file until a transform copies it,
-so that a conversion never holds more than the tensors of one parameter. safetensors files are read without any library;
-pickles (`.bin`, `.pt`, `.pth`, `.ckpt`) need PyTorch and are loaded with `weights_only=True`: nothing in them runs.
+so that a conversion never holds more than the tensors of one parameter.
 """
 
 import dataclasses
-import json
 import pathlib
-import re
-import struct
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from cascade_jax.models.chameleon import code_ids
+from checkpoints_convert import folders
+from checkpoints_convert.files import read_json, read_tensors
+from checkpoints_convert.tensors import ConvertError, Tensor, listed
 
-SAFETENSORS = (".safetensors",)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
 TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")
 SENTENCEPIECE = ("spiece.model",)  # T5's tokenizer as it was trained, where no tokenizer.json was made of it
 CODES = "vocabulary.codes"  # not a tensor of any file: see `Source`
-NESTED = ("model", "module", "state_dict")  # keys under which training scripts keep the weights, first found first
-WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every name
-HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
-
-# https://github.com/huggingface/safetensors: types by their names in a header
-_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
-    "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8,
-    "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
-}  # fmt: skip
-
-
-class ConvertError(ValueError):
-    """A checkpoint that cannot be converted; the message says what is wrong and what would be right."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """A tensor in a file.
-
-    Attributes:
-      shape: its shape.
-      dtype: its NumPy type; bfloat16 is `ml_dtypes.bfloat16`.
-      read: returns it, as a view of the mapped file where that is possible.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    read: Callable[[], np.ndarray] = dataclasses.field(compare=False, repr=False)
+# What wrappers (torch.compile, fully sharded and checkpointed modules, DeepSpeed) put into names, at any place.
+WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +35,10 @@ class Source:
       settings: the `config.json` beside them; empty without one.
       others: folders of the checkpoints that were named with this one, which may hold what it lacks: Lumina-mGPT comes
         without a text tokenizer, and its VQGAN with one.
+      notes: what was chosen or passed over, for people.
+      pieces: its files as checkpoints of their own, if they may be that as well.
+      twice: a tensor that several of its files have, which then cannot be one checkpoint.
+      place: where it lies; None if it is no file.
     """
 
     path: pathlib.Path
@@ -77,6 +46,10 @@ class Source:
     tensors: Mapping[str, Tensor]
     settings: Mapping[str, Any]
     others: tuple[pathlib.Path, ...] = ()
+    notes: tuple[str, ...] = ()
+    pieces: tuple["Source", ...] = ()
+    twice: str | None = None
+    place: folders.Place | None = None
 
     @property
     def folder(self) -> pathlib.Path:
@@ -103,11 +76,39 @@ class Source:
             raise ConvertError(f"{self.path} lacks the tensor {name}")
         return self.tensors[name].shape
 
+    def unwrapped(self) -> "Source | None":
+        """The same checkpoint without the first part of all its names; None if they do not share one."""
+        names = [name for name in self.tensors if name != CODES]
+        first = {name.partition(".")[0] for name in names}
+        if len(first) != 1 or not all("." in name for name in names):
+            return None
+        tensors = {n if n == CODES else n.partition(".")[2]: tensor for n, tensor in self.tensors.items()}
+        return dataclasses.replace(self, tensors=tensors)
+
+    def check_settings(self, settings: Mapping[str, Any], **found: int | None) -> None:
+        """Compares sizes that the settings state with those of the tensors.
+
+        Raises:
+          ConvertError: if they contradict one another.
+        """
+        wrong = [
+            f"{name} {settings[name]!r} where its tensors have {size}"
+            for name, size in found.items()
+            if settings.get(name) is not None and settings[name] != size
+        ]
+        if wrong:
+            raise ConvertError(f"{self.path}: config.json says {'; '.join(wrong)}")
+
 
 def open_sources(paths: Iterable[str | pathlib.Path]) -> list[Source]:
-    """Opens checkpoints that make one model, as `open_source`."""
-    paths = [pathlib.Path(path) for path in paths]
-    return [open_source(path, [_folder(other) for other in paths if other != path]) for path in paths]
+    """Opens checkpoints that make one model, as `open_source`. A folder that only has checkpoints in folders below it
+    stands for these."""
+    places: list[pathlib.Path] = []
+    for path in map(pathlib.Path, paths):
+        path = _found(path)
+        below = _listing(path, _only_below) if path.is_dir() else []
+        places += [place for place in below or [path] if place not in places or place.is_file()]
+    return [open_source(path, [_folder(other) for other in places if other != path]) for path in places]
 
 
 def open_source(path: str | pathlib.Path, others: Iterable[pathlib.Path] = ()) -> Source:
@@ -116,30 +117,68 @@ def open_source(path: str | pathlib.Path, others: Iterable[pathlib.Path] = ()) -
     Raises:
       ConvertError: if there is nothing to read, a shard is missing, or a file is damaged.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        files, expected = _files_in(path)
-    elif path.is_file():
-        files, expected = (path,), None
-    else:
-        raise ConvertError(f"there is no checkpoint {path}")
+    path = _found(pathlib.Path(path))
+    place = _listing(path, folders.place)
+    contents = {file: read_tensors(file) for file in place.files}
+    notes = tuple(note for content in contents.values() for note in content.notes)
     tensors: dict[str, Tensor] = {}
-    for file in files:
-        for name, tensor in read_tensors(file).items():
-            if name in tensors:
+    twice = None
+    for file, content in contents.items():
+        for name, tensor in content.tensors.items():
+            if name in tensors and not place.apart:
                 raise ConvertError(f"{path} has the tensor {name} in two files, one of them {file.name}")
+            twice = name if name in tensors else twice
             tensors[name] = tensor
-    if expected is not None and (lost := sorted(expected - tensors.keys())):
-        raise ConvertError(f"{path} lacks tensors that its index names: {_listed(lost)}")
+    if place.expected is not None and (lost := sorted(place.expected - tensors.keys())):
+        raise ConvertError(f"{path} lacks tensors that its index names: {listed(lost)}")
     if not tensors:
         raise ConvertError(f"{path} holds no tensors")
-    for wrapper in WRAPPERS:
-        if all(name.startswith(wrapper) for name in tensors):
-            tensors = {name.removeprefix(wrapper): tensor for name, tensor in tensors.items()}
-    source = Source(path, files, tensors, _settings(path), tuple(others))
+    common = {"settings": _settings(path), "others": tuple(others)}
+    pieces = [
+        _source(file, (file,), dict(content.tensors), place=folders.Place(file, (file,)), notes=content.notes, **common)
+        for file, content in contents.items()
+        if place.apart and content.tensors
+    ]
+    return _source(path, place.files, tensors, notes=notes, pieces=tuple(pieces), twice=twice, place=place, **common)
+
+
+def _source(path, files, tensors: dict[str, Tensor], **more) -> Source:
+    source = Source(path, files, _plain_names(path, tensors), **more)
     if (codes := _codes(source)) is not None:
-        tensors[CODES] = Tensor(codes.shape, codes.dtype, lambda: codes)
+        source.tensors[CODES] = Tensor(codes.shape, codes.dtype, lambda: codes)
     return source
+
+
+def _plain_names(path: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors by their names without what wrappers put into these."""
+    while True:
+        plain = {".".join(p for p in name.split(".") if p not in WRAPPERS): name for name in tensors}
+        if all(name.startswith("module.") for name in plain):
+            plain = {name.removeprefix("module."): old for name, old in plain.items()}
+        if len(plain) != len(tensors):
+            raise ConvertError(f"{path} has tensors that differ only in what wrappers put into their names")
+        if all(name == old for name, old in plain.items()):
+            return tensors
+        tensors = {name: tensors[old] for name, old in plain.items()}
+
+
+def _found(path: pathlib.Path) -> pathlib.Path:
+    """The path that is meant, see `folders.located`."""
+    if not path.exists():
+        raise ConvertError(f"there is no checkpoint {path}")
+    return _listing(path, folders.located)
+
+
+def _listing(path: pathlib.Path, look: Callable[[pathlib.Path], Any]) -> Any:
+    """What is found at a path; if the system does not let it be looked at, a ConvertError says so."""
+    try:
+        return look(path)
+    except OSError as error:
+        raise ConvertError(f"cannot read {error.filename or path}: {error.strerror or error}") from error
+
+
+def _only_below(folder: pathlib.Path) -> Sequence[pathlib.Path]:
+    return folders.within(folder) if not folders.has_weights(folder) else ()
 
 
 def _folder(path: pathlib.Path) -> pathlib.Path:
@@ -161,8 +200,8 @@ def _vocabulary(folders: Iterable[pathlib.Path], settings: Mapping[str, Any]) ->
         return named
     if (file := _beside(folders, TOKENIZERS)) is None:
         return {}
+    tokenizer = read_json(file)
     try:
-        tokenizer = json.loads(file.read_text(encoding="utf-8"))
         added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
         words = tokenizer["model"]["vocab"]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -180,146 +219,20 @@ def _codes(source: Source) -> np.ndarray | None:
         return None
     try:
         return code_ids(vocabulary)
-    except ValueError as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ConvertError(f"{source.folder}: {error}") from error
 
 
-def _files_in(folder: pathlib.Path) -> tuple[tuple[pathlib.Path, ...], set[str] | None]:
-    """The files of a folder's checkpoint, and the tensors that they must have between them if an index says so."""
-    for name in INDICES:
-        if (folder / name).is_file():
-            try:
-                where = json.loads((folder / name).read_text())["weight_map"]
-                names, shards = set(where), sorted(set(where.values()))
-            except (KeyError, TypeError, AttributeError, ValueError) as error:
-                raise ConvertError(f"{folder / name} is damaged: {error}") from error
-            if outside := [shard for shard in shards if pathlib.PurePath(shard).name != shard]:
-                raise ConvertError(f"{folder / name} names files outside its folder: {_listed(outside)}")
-            if lost := [shard for shard in shards if not (folder / shard).is_file()]:
-                raise ConvertError(f"{folder} lacks {_listed(lost)}, which {name} names: download them too")
-            return tuple(folder / shard for shard in shards), names
-    for name in WHOLE:
-        if (folder / name).is_file():
-            return (folder / name,), None
-    for endings in (SAFETENSORS, PICKLES):
-        if files := sorted(file for file in folder.iterdir() if file.suffix in endings and file.is_file()):
-            return tuple(files), None
-    raise ConvertError(f"{folder} holds no {', '.join(SAFETENSORS + PICKLES)} file")
-
-
 def _settings(path: pathlib.Path) -> dict[str, Any]:
-    file = (path if path.is_dir() else path.parent) / "config.json"
+    file = _folder(path) / "config.json"
     if not file.is_file():
         return {}
     try:
-        settings = json.loads(file.read_text())
-    except ValueError as error:
+        settings = read_json(file)
+        if not isinstance(settings, dict):
+            raise ConvertError(f"{file} is damaged: it holds no settings by name")
+    except ConvertError:
         if path.is_dir():
-            raise ConvertError(f"{file} is damaged: {error}") from error
-        return {}
-    return settings if isinstance(settings, dict) else {}
-
-
-def read_tensors(file: pathlib.Path) -> dict[str, Tensor]:
-    """The tensors of one file.
-
-    Raises:
-      ConvertError: if it is damaged or of another kind.
-    """
-    if file.suffix in SAFETENSORS:
-        return _safetensors(file)
-    if file.suffix in PICKLES:
-        return _pickle(file)
-    raise ConvertError(f"{file} is no checkpoint: known are {', '.join(SAFETENSORS + PICKLES)}")
-
-
-def _safetensors(file: pathlib.Path) -> dict[str, Tensor]:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else HEADER_LIMIT
-        if length >= HEADER_LIMIT or 8 + length > size:
-            raise ConvertError(f"{file} is no safetensors file, or it is cut short: download it again")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            entries = {
-                str(name): (_DTYPES[e["dtype"]], tuple(int(n) for n in e["shape"]), *map(int, e["data_offsets"]))
-                for name, e in header.items()
-            }
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ConvertError(f"{file} is damaged: its header makes no sense ({error!r})") from error
-    end = 0
-    for name, (dtype, shape, begin, stop) in sorted(entries.items(), key=lambda item: item[1][2:]):
-        need = int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize
-        if min(shape, default=0) < 0 or begin != end or stop - begin != need:
-            raise ConvertError(f"{file} is damaged: its header lies about {name}")
-        end = stop
-    if 8 + length + end != size:
-        raise ConvertError(
-            f"{file} is damaged: its header promises {8 + length + end:,} bytes, and it has {size:,}. Download it again"
-        )
-
-    def tensor(dtype, shape, begin, stop):
-        def read():
-            if begin == stop:
-                return np.zeros(shape, dtype)
-            flat = np.memmap(file, np.uint8, "r", 8 + length + begin, (stop - begin,))
-            return np.asarray(flat).view(dtype).reshape(shape)
-
-        return Tensor(shape, np.dtype(dtype), read)
-
-    return {name: tensor(*entry) for name, entry in entries.items()}
-
-
-def _pickle(file: pathlib.Path) -> dict[str, Tensor]:
-    try:
-        import torch
-    except ImportError:
-        raise ConvertError(
-            f"{file.name} is a PyTorch pickle, and PyTorch is not installed: pip install 'cascade_jax[convert]'"
-        ) from None
-    import argparse
-    import pickle
-    import warnings
-
-    try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
-            warnings.simplefilter("ignore")
-            # training scripts keep their arguments beside the weights; files of before 2020 cannot be mapped
-            loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())
-        if culprit := re.search(r"GLOBAL (\S+)", reason):
-            raise ConvertError(f"{file} is refused: it asks for {culprit[1]}, which weights have no need of") from error
-        raise ConvertError(f"{file} is refused: it is damaged, or holds more than weights") from error
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConvertError(f"{file} is damaged: {reason[:160] or type(error).__name__}") from error
-    for key in NESTED:
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    if not isinstance(loaded, dict):
-        raise ConvertError(f"{file} holds no dictionary of tensors")
-
-    def tensor(value):
-        dtype = np.dtype(ml_dtypes.bfloat16) if value.dtype == torch.bfloat16 else None
-        if dtype is None:
-            dtype = torch.empty(0, dtype=value.dtype).numpy().dtype
-
-        def read():
-            plain = value.detach()
-            if value.dtype == torch.bfloat16:
-                return plain.contiguous().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-            return plain.numpy()
-
-        return Tensor(tuple(value.shape), dtype, read)
-
-    return {name: tensor(value) for name, value in loaded.items() if isinstance(value, torch.Tensor)}
-
-
-def _listed(names: Iterable[str], most: int = 4) -> str:
-    names = list(names)
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(str, names[:most])) + rest
+            raise
+        return {}  # of something else in the same folder
+    return settings

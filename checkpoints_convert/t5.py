@@ -1,15 +1,16 @@
 """FLAN-T5's encoder (`google/flan-t5-xl`), which reads LlamaGen's captions. The decoder is left out."""
 
-import re
 from collections.abc import Sequence
 
 from cascade_jax.models.t5 import T5Config
-from checkpoints_convert.formats import Format, Known
-from checkpoints_convert.sources import ConvertError, Source
+from checkpoints_convert import llama
+from checkpoints_convert.formats import Format, Known, StandIn
+from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
+from checkpoints_convert.tensors import ConvertError
 from checkpoints_convert.transforms import linear, stacked
 
-_BLOCK = "encoder.block.{}.layer"
+_BLOCK, _FIRST = "encoder.block.{}.layer", "encoder.block.0.layer"
 
 
 def _rules(config: T5Config) -> Sequence[Rule]:
@@ -33,13 +34,19 @@ def _configure(source: Source, known: Known) -> T5Config:
     if settings.get("feed_forward_proj", "gated-gelu") != "gated-gelu":
         raise ConvertError(f"{source.path} is a T5 without gated GELU: FLAN-T5 or T5 v1.1 is needed")
     vocab, dim = source.shape("shared.weight")
-    buckets, heads = source.shape("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight")
+    buckets, heads = source.shape(f"{_FIRST}.0.SelfAttention.relative_attention_bias.weight")
+    layers, head_dim = (
+        llama.layers(source, "encoder.block"),
+        source.shape(f"{_FIRST}.0.SelfAttention.q.weight")[0] // heads,
+    )
+    ffn_dim = source.shape(f"{_FIRST}.1.DenseReluDense.wi_0.weight")[0]
+    source.check_settings(settings, num_layers=layers, d_model=dim, num_heads=heads, d_kv=head_dim, d_ff=ffn_dim)
     return T5Config(
         dim=dim,
-        layers=1 + max(int(m[1]) for name in source.tensors if (m := re.match(r"encoder\.block\.(\d+)\.", name))),
+        layers=layers,
         heads=heads,
-        head_dim=source.shape("encoder.block.0.layer.0.SelfAttention.q.weight")[0] // heads,
-        ffn_dim=source.shape("encoder.block.0.layer.1.DenseReluDense.wi_0.weight")[0],
+        head_dim=head_dim,
+        ffn_dim=ffn_dim,
         vocab_size=vocab,
         buckets=buckets,
         max_distance=settings.get("relative_attention_max_distance", 128),
@@ -55,4 +62,6 @@ ENCODER = Format(
     _rules,
     skip=("decoder.**", "lm_head.weight", "encoder.embed_tokens.weight"),  # not run; a copy of `shared`
     tokenizer=True,
+    # of one embedding under three names, files hold one
+    stand_ins=(StandIn("shared.weight", ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight")),),
 )

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from checkpoints_convert.sources import ConvertError, Source, Tensor, _listed
+from checkpoints_convert.sources import Source
+from checkpoints_convert.tensors import ConvertError, Tensor, listed
 
 Transform = Callable[..., np.ndarray]
 
@@ -69,7 +70,7 @@ def plan(
       A step for every parameter.
 
     Raises:
-      ConvertError: one for everything that is missing, left over or misshapen.
+      ConvertError: one for everything that is missing, left over, misshapen or no parameter.
     """
     steps, missing, misshapen = {}, [], []
     for path, shape in parameters.items():
@@ -89,14 +90,16 @@ def plan(
                 misshapen.append(
                     f"{' + '.join(step.names)} {' + '.join(map(_shape, found))} for {path} {_shape(shape)}"
                 )
-    used = {name for step in steps.values() for name in step.names}
+    used = {name: None for step in steps.values() for name in step.names}
+    unfit = [f"{name} {tensor.fault}" for name in used if (tensor := source.tensors.get(name)) and tensor.fault]
     patterns = [_regex(pattern) for pattern in skip]
     left = [n for n in source.tensors if n not in used and not any(p.fullmatch(n) for p in patterns)]
     faults = [
-        f"{len(items)} {what}: {_listed(items)}"
+        f"{len(items)} {what}: {listed(items)}"
         for what, items in (("missing", missing), ("left over", left), ("misshapen", misshapen))
         if items
     ]
+    faults += [f"{len(unfit)} no weights: {listed(unfit)}"] if unfit else []
     if faults:
         raise ConvertError(f"{source.path} does not fit: {'; '.join(faults)}")
     return steps

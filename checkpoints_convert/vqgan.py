@@ -7,8 +7,9 @@ In the latter a level is `down.I` or `up.I`, its blocks are `block.J` and `attn.
 from collections.abc import Sequence
 
 from cascade_jax.models.vq import VQConfig
-from checkpoints_convert.sources import ConvertError, Source
+from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
+from checkpoints_convert.tensors import ConvertError
 from checkpoints_convert.transforms import conv
 
 

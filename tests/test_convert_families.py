@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from cascade_jax.text import tokens
 from cascade_jax.tree import DynamicTree, parse
 from checkpoints_convert import ConvertError, convert, merge
 from checkpoints_convert.chameleon import ANOLE, LUMINA, VQGAN
+from checkpoints_convert.convert import planned
 from checkpoints_convert.formats import Known
 from checkpoints_convert.janus import FAMILY
 from checkpoints_convert.sources import CODES, Source, Tensor, open_source
@@ -265,6 +267,61 @@ def test_a_text_tokenizer_that_is_missing_or_damaged_is_named(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(bundle.BundleError, match="damaged"):
         tokens.reader(tmp_path / "tokenizer.json", config)(["a ball"])
+
+
+def test_luminas_size_is_in_the_repositorys_name_and_not_in_a_revision(hub, tmp_path):
+    snapshot = tmp_path / "models--Alpha-VLLM--Lumina-mGPT-7B-768" / "snapshots" / "9c512ab7d0"
+    shutil.copytree(hub / "Lumina-mGPT-7B-64", snapshot)
+    for path in (snapshot, snapshot.parents[1]):
+        assert planned(LUMINA.formats[0], open_source(path), Known({})).config.rows == 768 // 16
+    said: list[str] = []
+    planned(LUMINA.formats[0], open_source(snapshot), Known({}, 512, said.append))
+    assert said == [f"warning: {snapshot} draws 768 pixels a side by its name, and it is told to draw 512"]
+
+
+def test_luminas_head_may_be_its_embedding(hub, tmp_path):
+    tensors = {name: np.array(x.read()) for name, x in open_source(hub / "Lumina-mGPT-7B-64").tensors.items()}
+    del tensors["lm_head.weight"], tensors[CODES]
+    settings = json.loads((hub / "Lumina-mGPT-7B-64" / "config.json").read_text()) | {"tie_word_embeddings": True}
+    folder = published.write_folder(tmp_path / "Lumina", tensors, settings)
+    target = oracles.module(LUMINA.formats[0], folder, Known({}, 64))
+    own = np.asarray(target.embedding[...])[np.asarray(target.code_ids[...])]
+    np.testing.assert_array_equal(target.head.kernel[...], own.T)
+
+
+def test_metas_whole_download_is_one_source_and_its_params_are_compared(hub, tmp_path):
+    """models/7b beside tokenizer, as Anole's repository has them."""
+    config = convert("anole", [hub / "anole"], tmp_path / "model")
+    assert config.target.style == "anole" and (tmp_path / "model" / "text" / "tokenizer.json").is_file()
+    own = pathlib.Path(shutil.copytree(hub / "anole", tmp_path / "anole"))
+    (own / "models" / "7b" / "params.json").write_text(json.dumps({"model": {"n_layers": 3}}))
+    with pytest.raises(ConvertError, match=r"params\.json says n_layers 3 where the tensors have 2"):
+        convert("anole", [own], tmp_path / "other")
+
+
+def test_pictures_are_as_large_as_januss_settings_say(hub):
+    assert planned(FAMILY.formats[1], open_source(hub / "Janus"), Known({})).config.grid == 4
+    with pytest.raises(ConvertError, match=r"config\.json says pictures of 64 pixels a side, not 128"):
+        planned(FAMILY.formats[1], open_source(hub / "Janus"), Known({}, 128))
+
+
+def test_a_model_without_its_text_tokenizer_is_warned_of(hub, tmp_path):
+    own = pathlib.Path(shutil.copytree(hub / "Janus", tmp_path / "Janus"))
+    (own / "tokenizer.json").unlink()
+    said: list[str] = []
+    convert("janus", [own], tmp_path / "model", say=said.append)
+    assert "has no text tokenizer (tokenizer.json or text_tokenizer.json) beside it" in said[0]
+
+
+def test_a_drafter_with_an_embedding_of_its_own_drafts_for_janus(hub, tmp_path):
+    weights = published.chameleon_drafter(dim=32, heads=4, kv_heads=4, ffn=48, vocab=oracles.CODES, qk_norm=False)
+    folder = published.write_folder(tmp_path / "drafter", weights, published.JANUS_DRAFTER_SETTINGS)
+    convert("janus", [hub / "Janus", folder], tmp_path / "model")
+    model = cj.load(tmp_path / "model", jnp.float32)
+    drafter, target = model.merged("drafter"), model.merged("target")
+    np.testing.assert_array_equal(drafter.embed(jnp.arange(64), target), weights["embed_tokens.weight"])
+    drawn = cj.generate(model, ["!AB,"], jax.random.key(3), tree=cj.trees.chain(1))
+    assert drawn.images.shape == (1, 64, 64, 3) and np.all(drawn.tokens < oracles.CODES)
 
 
 # Full size: every tensor of the published models has its place. Shapes are transformers' own, without memory.

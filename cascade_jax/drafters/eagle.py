@@ -6,7 +6,7 @@ A pair takes the slot of its feature, so the drafter's positions are one behind 
 condition slots where the target has 120, and a token keeps its rotary angle.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ class EagleConfig:
       vocab_size: rows of the drafter's own token embedding; None if it uses the target's. Published drafters hold a
         table of their own, which need not be the target's: LANTERN's training script fills it from the target's head
         where it does not find the embedding.
+      bare_first: whether the first of several layers lacks the input norm that the others have, as in EAGLE's code.
     """
 
     block: BlockConfig
@@ -36,6 +37,7 @@ class EagleConfig:
     condition_slots: int = 0
     rope_base: float = 10000.0
     vocab_size: int | None = None
+    bare_first: bool = False
 
     @property
     def taps(self) -> tuple[int, ...]:
@@ -51,7 +53,8 @@ class Eagle1(PairDrafter):
         if config.vocab_size is not None:
             self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.block.dim)) * 0.02)
         self.fc = Linear(2 * config.block.dim, config.block.dim, use_bias=True, rngs=rngs)
-        self.blocks = nnx.List([Block(config.block, rngs) for _ in range(config.layers)])
+        first = replace(config.block, input_norm=False) if config.bare_first else config.block
+        self.blocks = nnx.List([Block(config.block if i else first, rngs) for i in range(config.layers)])
 
     def embed(self, tokens: jax.Array, target: nnx.Module) -> jax.Array:
         """Codes int [...] to the embeddings [..., d] that this drafter takes in."""

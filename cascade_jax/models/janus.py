@@ -143,9 +143,17 @@ class Janus(nnx.Module):
         """Codes int [...] to embeddings [..., d]."""
         return self.aligner(self.embedding[...][tokens])
 
+    def table_row(self, tokens: jax.Array) -> jax.Array:
+        """The rows of a drafter's embedding table that stand for codes int [...]."""
+        return tokens
+
     def prefix(self, rows: TokenRows, guided: bool, drafter: nnx.Module | None = None) -> Prefix:
-        """What stands before the first drawn token, from `JanusConfig.stack`."""
-        return token_prefix(self.text_embedding[...], rows, guided, drafter)
+        """What stands before the first drawn token, from `JanusConfig.stack`.
+
+        Codes and text have no table in common: a drafter's own is one of codes, and text is read by the target's.
+        """
+        del drafter
+        return token_prefix(self.text_embedding[...], rows, guided, None)
 
     def rope(self, positions: jax.Array) -> jax.Array:
         """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""
