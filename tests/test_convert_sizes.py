@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
-from cascade_jax.models import llamagen as models
 from cascade_jax.drafters.eagle import Eagle1
+from cascade_jax.models import llamagen as models
 from cascade_jax.models.janus import JanusConfig
 from checkpoints_convert import ConvertError, convert, eagle, llamagen, sources, t5
 from checkpoints_convert.chameleon import LUMINA

@@ -76,6 +76,7 @@ class Merge:
 
     def run(self, command: str) -> None:
         with console.bad_input(), console.terminable():
+            _check_own(self.model)
             from cascade_jax.training import run
 
             if run.is_run(self.drafter):
@@ -99,6 +100,7 @@ class Neighbours:
     def run(self, command: str) -> None:
         console.set_up()
         with console.bad_input():
+            _check_own(self.model)
             from cascade_jax import acceptance, bundle
 
             config = bundle.read_config(self.model)
@@ -107,6 +109,17 @@ class Neighbours:
             codebook = bundle.load(self.model).merged("vq").codebook()
             bundle.save_neighbours(self.model, acceptance.nearest_codes(codebook, self.k))
         print(f"stored: {pathlib.Path(self.model) / bundle.NEIGHBOURS}, {config.vq.codebook_size} x {self.k}")
+
+
+def _check_own(model: str) -> None:
+    """Raises a ValueError for the model that comes with the package, which is read only."""
+    if model == "scenes":
+        from cascade_jax import pipeline
+
+        raise ValueError(
+            f"scenes is embedded in the package, which is not written to: copy it (cp -r {pipeline.SCENES} my-scenes) "
+            "and name the copy"
+        )
 
 
 def _type(name: str | None):
