@@ -4,16 +4,16 @@ import itertools
 import numpy as np
 import pytest
 
-from cascade_jax.scenes import captions, world
+from cascade_jax.scenes import captions, render, world
 from cascade_jax.scenes.captions import Attributes, UnknownWords, attributes_of, describe, encode, parse
-from cascade_jax.scenes.world import Scene, Thing, render, sample_scene
+from cascade_jax.scenes.world import Scene, Thing, sample_scene
 
 
 def _footprint(thing, scene, seed):
     """The pixels that change when only this thing's colour does: where it is visible."""
     recoloured = dataclasses.replace(thing, colour="white" if thing.colour != "white" else "blue")
     other = dataclasses.replace(scene, things=tuple(recoloured if t is thing else t for t in scene.things))
-    before, after = (render(s, np.random.default_rng(seed)).astype(int) for s in (scene, other))
+    before, after = (render.render(s, np.random.default_rng(seed)).astype(int) for s in (scene, other))
     return abs(before - after).max(-1) > 12
 
 
@@ -36,7 +36,7 @@ def test_sampled_scenes_belong_to_the_world():
 
 def test_same_generator_state_gives_the_same_picture():
     scene = sample_scene(np.random.default_rng(1))
-    first, again, other = (render(scene, np.random.default_rng(seed)) for seed in (5, 5, 6))
+    first, again, other = (render.render(scene, np.random.default_rng(seed)) for seed in (5, 5, 6))
     assert first.shape == (128, 128, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
     assert (first != other).mean() > 0.5
@@ -62,8 +62,8 @@ def test_a_thing_shows_its_colour_under_every_sky(colour, sky):
     thing = Thing("ball", colour, "large", "middle")
     scene = Scene("sand", sky, (thing,))
     for seed in range(3):
-        seen = render(scene, np.random.default_rng(seed))[_footprint(thing, scene, seed)].mean(0)
-        lit = np.array(list(world._COLOUR_TONES.values())) * world._LAMPS[sky]
+        seen = render.render(scene, np.random.default_rng(seed))[_footprint(thing, scene, seed)].mean(0)
+        lit = np.array(list(render._COLOUR_TONES.values())) * render._LAMPS[sky]
         assert world.COLOURS[np.argmax(direction(lit) @ direction(seen))] == colour
 
 
@@ -78,7 +78,7 @@ def test_two_things_leave_each_other_visible():
 
 def test_incomplete_scenes_are_not_rendered():
     with pytest.raises(ValueError, match="complete"):
-        render(Scene("grass", "clear", (Thing("ball", "red"),)), np.random.default_rng(0))
+        render.render(Scene("grass", "clear", (Thing("ball", "red"),)), np.random.default_rng(0))
 
 
 def test_parse_inverts_describe():
@@ -275,8 +275,8 @@ def test_caption_features_are_means_of_rows_of_the_table():
 def test_cover_is_where_the_things_are():
     thing = Thing("ball", "red", "large", "left")
     scene = Scene("grass", "clear", (thing,))
-    picture, cover = world.render_and_cover(scene, np.random.default_rng(3))
-    np.testing.assert_array_equal(picture, render(scene, np.random.default_rng(3)))
+    picture, cover = render.render_and_cover(scene, np.random.default_rng(3))
+    np.testing.assert_array_equal(picture, render.render(scene, np.random.default_rng(3)))
     assert cover.min() == 0 and cover.max() == 1
     seen = _footprint(thing, scene, 3)
     assert np.mean(cover[seen] > 0) > 0.99 and np.mean(seen[cover > 0.9]) > 0.9
@@ -287,7 +287,7 @@ def test_scenes_that_differ_in_their_things_share_all_else():
         Scene("gravel", "cloudy", (Thing("ball", colour, "small", place),))
         for colour, place in (("red", "left"), ("white", "right"))
     )
-    (first, here), (second, there) = (world.render_and_cover(s, np.random.default_rng(8)) for s in (one, other))
+    (first, here), (second, there) = (render.render_and_cover(s, np.random.default_rng(8)) for s in (one, other))
     np.testing.assert_array_equal(first[:40], second[:40])  # the sky
     assert np.mean(np.all(first == second, axis=-1)[(here == 0) & (there == 0)]) > 0.8  # all but the shadows
 

@@ -24,8 +24,7 @@ SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 3.0}
 def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
     """The scenes bundle as it stands in a directory of runs: tokenizer, target, and the drafter if it is trained."""
     runs = pathlib.Path(runs)
-    sharpened = (runs / "tokenizer" / "sharpened").is_dir()
-    tokenizer = tokenizer_recipe.load_tokenizer(runs / "tokenizer", sharpened=sharpened)
+    tokenizer = tokenizer_recipe.load_tokenizer(runs / "tokenizer")
     trained = target_recipe.load_target(runs / "target", tokenizer)
     params = {**trained, "vq": nnx.split(tokenizer)[1], "drafter": None}
     config = target_recipe.TARGET

@@ -107,89 +107,10 @@ def train_tokenizer(
     return nnx.merge(graphdef, params)
 
 
-def sharpen_tokenizer(
-    folder: str | pathlib.Path,
-    *,
-    steps: int = 1000,
-    batch: int = 2,
-    seed: int = 0,
-    rate: float = 3e-4,
-    adversarial: float = 0.05,
-    matching: float = 1.0,
-) -> VQModel:
-    """Trains the decoder of a finished tokenizer further, against a discriminator; codes keep their meaning.
-
-    Encoder and codebook stay as they are. The decoder minimises `picture_loss`, `adversarial` times the generator's
-    hinge loss and `matching` times the L1 distance of the discriminator's features; both players move in every step.
-    Resumable, in `folder/sharpened`.
-    """
-    folder = pathlib.Path(folder)
-    graphdef, decoder, frozen = nnx.split(load_tokenizer(folder), _DECODER, ...)
-    critic_graphdef, discriminator = nnx.split(Discriminator(rngs=nnx.Rngs(seed)))
-
-    def loss_fn(params, images, key):
-        del key
-        target = to_float(images)
-        model = nnx.merge(graphdef, params["decoder"], frozen)
-        decoded = model.decode(jax.lax.stop_gradient(model.encode(target).vectors))
-
-        # Each player sees the other's part as a constant, so that one gradient step serves both.
-        real_score, _ = nnx.merge(critic_graphdef, params["discriminator"])(target)
-        fake_score, _ = nnx.merge(critic_graphdef, params["discriminator"])(jax.lax.stop_gradient(decoded))
-        discriminated = jnp.mean(nnx.relu(1 - real_score)) + jnp.mean(nnx.relu(1 + fake_score))
-
-        constant = nnx.merge(critic_graphdef, jax.lax.stop_gradient(params["discriminator"]))
-        score, features = constant(decoded)
-        _, wanted = constant(target)
-        matched = sum(jnp.mean(jnp.abs(a - b)) for a, b in zip(features, wanted)) / len(features)
-        pictures = picture_loss(decoded, target)
-        loss = pictures - adversarial * jnp.mean(score) + matching * matched + discriminated
-        return loss, {"pictures": pictures, "matching": matched, "discriminator": discriminated}
-
-    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(50, steps // 2), steps, 0.1 * rate)
-    params = loop.fit(
-        loss_fn,
-        {"decoder": decoder, "discriminator": discriminator},
-        optax.adam(schedule, b1=0.5, b2=0.95),
-        lambda step: scene_batch(seed + 3, step, batch)["images"],
-        steps=steps,
-        folder=folder / "sharpened",
-        seed=seed,
-        title="sharpening",
-        settings={"batch": batch, "rate": rate, "adversarial": adversarial, "matching": matching},
-    )
-    return nnx.merge(graphdef, params["decoder"], frozen)
-
-
-_DECODER = nnx.Any(nnx.PathContains("decoder"), nnx.PathContains("post_quant_conv"))
-
-
-class Discriminator(nnx.Module):
-    """Tells renders from decoded pictures, patch by patch: three strided convolutions and a score for each cell."""
-
-    def __init__(self, *, rngs: nnx.Rngs):
-        widths = (3, 16, 32, 64)
-        self.convs = nnx.List([nnx.Conv(a, b, (4, 4), strides=2, rngs=rngs) for a, b in zip(widths, widths[1:])])
-        self.score = nnx.Conv(widths[-1], 1, (3, 3), rngs=rngs)
-
-    def __call__(self, images: Array) -> tuple[Array, list[Array]]:
-        """float [B, H, W, 3] -> scores [B, H / 8, W / 8, 1], high for renders, and the features of each layer."""
-        features = [images]
-        for conv in self.convs:
-            features.append(nnx.leaky_relu(conv(features[-1]), 0.2))
-        return self.score(features[-1]), features[1:]
-
-
-def load_tokenizer(folder: str | pathlib.Path, *, sharpened: bool = False) -> VQModel:
-    """The newest state in a folder of `train_tokenizer`, with the decoder of `sharpen_tokenizer` if asked for."""
-    folder = pathlib.Path(folder)
+def load_tokenizer(folder: str | pathlib.Path) -> VQModel:
+    """The newest state in a folder of `train_tokenizer`."""
     graphdef, params = nnx.split(nnx.eval_shape(lambda: VQModel(TOKENIZER, rngs=nnx.Rngs(0))))
-    model = nnx.merge(graphdef, checkpoints.restore(folder / "quantised", params))
-    if sharpened:
-        discriminator = nnx.state(nnx.eval_shape(lambda: Discriminator(rngs=nnx.Rngs(0))))
-        players = {"decoder": nnx.state(model, _DECODER), "discriminator": discriminator}
-        nnx.update(model, checkpoints.restore(folder / "sharpened", players)["decoder"])
-    return model
+    return nnx.merge(graphdef, checkpoints.restore(pathlib.Path(folder) / "quantised", params))
 
 
 def picture_loss(pictures: Array, target: Array) -> Array:

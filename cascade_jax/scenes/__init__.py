@@ -1,1 +1,4 @@
-"""Scenes: a controlled world of small captioned pictures, and the embedded model that draws it."""
+"""The embedded model at run time: a controlled world of small captioned pictures, its captions, its judge's network.
+
+What it takes to train these stands in `recipes`. May import models and what lies below.
+"""

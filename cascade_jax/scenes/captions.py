@@ -291,9 +291,8 @@ _COLOURED_SKIES |= dict.fromkeys(("orange", "red", "pink", "purple", "yellow"), 
 def _read(tokens):
     """Binds the tokens of a caption, (kind, value) each, to nouns."""
     # The setting's "hint" is the sky that its colour suggests; a thing's is the place that "left of" leaves for it.
-    setting, things = {}, []
+    setting, things, adjectives = {}, [], []  # adjectives were said, and wait for their noun
     noun = None  # the last noun: a thing's dict, or the (kind, value) of a ground or sky
-    adjectives = []  # said, and waiting for their noun
     ahead = opposite = None  # a place that waits for its thing; the place that "left of" leaves for the next thing
     count, after_is, apart, comma = 1, False, False, False
 

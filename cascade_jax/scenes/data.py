@@ -8,7 +8,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 
 import numpy as np
 
-from cascade_jax.scenes import captions, world
+from cascade_jax.scenes import captions, render, world
 
 CELL = 8  # pixels per side of the squares that `cover` is told for
 
@@ -63,7 +63,7 @@ def _draw(row):
     key, complete = row
     rng = np.random.default_rng(np.random.SeedSequence(key))
     scene = world.sample_scene(rng)
-    image, cover = world.render_and_cover(scene, rng)
+    image, cover = render.render_and_cover(scene, rng)
     said = captions.attributes_of(scene) if complete else captions.parse(captions.describe(scene, rng))
     cells = cover.reshape(world.PIXELS // CELL, CELL, world.PIXELS // CELL, CELL)
     return image, captions.encode(said), cells.max((1, 3))
