@@ -27,8 +27,8 @@ from cascade_jax import methods, platforms
 from cascade_jax.bundle import Bundle, default_sampling
 from cascade_jax.cache import Context
 from cascade_jax.evaluation import files
-from cascade_jax.evaluation.compare import machine
 from cascade_jax.measure import bench
+from cascade_jax.measure.clock import machine
 from cascade_jax.models.transformer import rope_1d, run_blocks
 
 PREFIX = 32  # prompt tokens

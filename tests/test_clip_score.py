@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from transformers import CLIPTokenizer
 
-from cascade_jax.evaluation.metrics import clip as clip_score
-from cascade_jax.evaluation.metrics import fid
+from cascade_jax.evaluation.networks import clip as clip_score
+from cascade_jax.evaluation.networks import inception as fid
 from cascade_jax.models.clip import normalise
 from checkpoints_convert import convert
 

@@ -2,6 +2,7 @@ import json
 import os
 import pathlib
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -11,8 +12,10 @@ from small import write_bundle
 
 from cascade_jax import bundle as bundles
 from cascade_jax import cli, methods, pipeline, trees
-from cascade_jax.evaluation import compare, sweep
-from cascade_jax.evaluation.metrics import judge as quality
+from cascade_jax.evaluation import figures, sweep
+from cascade_jax.evaluation.metrics.metric import FewPictures, interval
+from cascade_jax.evaluation.networks import judge as quality
+from cascade_jax.evaluation.networks.moments import Moments, Statistics, frechet, statistics
 from cascade_jax.measure import bench
 from cascade_jax.pipeline import Report
 from cascade_jax.scenes import captions, data, judge
@@ -31,8 +34,8 @@ class Darkness(quality.Referee):
         assert len(images) == len(prompts)
         return 1 - images.mean(axis=(1, 2, 3)) / 255
 
-    def frechet(self, images):
-        return float(images.std())
+    def moments(self, images, names):
+        return Moments.of(images.mean(axis=(1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +52,7 @@ def bundle(model):
 def here(tmp_path, monkeypatch, model, bundle):
     load = pipeline.load
     monkeypatch.setattr(pipeline, "load", lambda name, *a, **k: bundle if name == model else load(name, *a, **k))
-    monkeypatch.setattr(quality, "load_referee", lambda folder: Darkness(None, np.zeros(1), np.eye(1)))
+    monkeypatch.setattr(quality, "load_referee", lambda folder: Darkness(None, Statistics(np.zeros(3), np.eye(3))))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -106,11 +109,11 @@ def test_acceptance_figures_are_per_step_not_per_picture():
         steps=np.array([10, 30]), accepted=np.array([20, 0]), alpha=np.array([2.0, 0.0]), tokens_per_step=zero,
         nominal=np.array([0.4, 0.0]), coupled=zero, divergence=np.array([0.0, 0.2]),
     )  # fmt: skip
-    figures = compare.acceptance_figures(stats)
-    assert figures["alpha"] == pytest.approx(20 / 40)
-    assert figures["target_steps"] == 20
-    assert figures["nominal"] == pytest.approx(0.4 * 10 / 40)
-    assert figures["divergence"] == pytest.approx(0.2 * 30 / 40)
+    found = figures.acceptance_figures(stats)
+    assert found["alpha"] == pytest.approx(20 / 40)
+    assert found["target_steps"] == 20
+    assert found["nominal"] == pytest.approx(0.4 * 10 / 40)
+    assert found["divergence"] == pytest.approx(0.2 * 30 / 40)
 
 
 def test_frechet_distance_of_gaussians_with_commuting_covariances_has_a_closed_form():
@@ -118,29 +121,42 @@ def test_frechet_distance_of_gaussians_with_commuting_covariances_has_a_closed_f
     basis = np.linalg.qr(rng.normal(size=(5, 5)))[0]
     a, b, mean = rng.uniform(0.1, 2, 5), rng.uniform(0.1, 2, 5), rng.normal(size=5)
     expected = np.sum(mean**2) + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2)
-    covariances = basis * a @ basis.T, basis * b @ basis.T
-    assert quality.frechet(mean, covariances[0], np.zeros(5), covariances[1]) == pytest.approx(expected)
-    assert quality.frechet(mean, covariances[0], mean, covariances[0]) == pytest.approx(0, abs=1e-9)
+    one, other = Statistics(mean, basis * a @ basis.T), Statistics(np.zeros(5), basis * b @ basis.T)
+    assert frechet(one, other) == pytest.approx(expected)
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_packed_judge_and_its_reference_are_found_in_their_folder(tmp_path):
     network = judge.Judge(rngs=nnx.Rngs(0))
     images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8)
-    mean, covariance = quality.moments(judge.features(network, images))
+    found = statistics(Moments.of(judge.features(network, images)))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "judge" / "params", bundles.plain(nnx.state(network)))
-    np.savez(tmp_path / "judge" / quality.REFERENCE, mean=mean, covariance=covariance)
+    np.savez(tmp_path / "judge" / quality.REFERENCE, mean=found.mean, covariance=found.covariance)
     referee = LOAD_REFEREE(tmp_path / "judge")
-    assert referee.frechet(images) == pytest.approx(0, abs=1e-6 * np.trace(covariance))
-    assert referee.frechet(images[:1]) is None
+    with pytest.warns(FewPictures, match="only 4 pictures, fewer than the judge's 128 .* the Fréchet distance means n"):
+        distance = referee.distance(referee.moments(images, range(4)))
+    assert distance == pytest.approx(0, abs=1e-6 * np.trace(found.covariance))
+    assert referee.distance(referee.moments(images[:1], [0])) is None
     prompts = ["a red ball"] * 4
     expected = judge.fidelity(judge.read(network, images), [captions.parse(prompt) for prompt in prompts])
     np.testing.assert_array_equal(referee.fidelity(images, prompts), expected)
 
 
+def test_a_damaged_judge_gives_no_number():
+    graph, state = nnx.split(judge.Judge(rngs=nnx.Rngs(0)))
+    broken = nnx.merge(graph, jax.tree.map(lambda x: x * np.nan, state))
+    referee = quality.Referee(broken, Statistics(np.zeros(128), np.eye(128)))
+    images = np.zeros((2, 128, 128, 3), np.uint8)
+    with pytest.raises(ValueError, match="what the judge reads in the picture of a red ball is not finite"):
+        referee.fidelity(images, ["a red ball", "a blue cone"])
+    with pytest.raises(ValueError, match=r"the judge's feature of 000\.png is not finite"):
+        referee.moments(images, ["000.png", "001.png"])
+
+
 def test_a_bootstrap_interval_narrows_like_the_standard_error():
     values = np.random.default_rng(0).normal(size=400)
-    low, high = quality.interval(lambda rows: float(np.mean(values[rows])), 400)
+    low, high = interval(lambda rows: float(np.mean(values[rows])), 400)
     assert low < values.mean() < high
     # two standard errors each side; the tolerance covers the resampling noise of the two quantiles
     assert high - low == pytest.approx(2 * 1.96 / 20, rel=0.15)

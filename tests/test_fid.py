@@ -7,15 +7,18 @@ import torch
 from PIL import Image
 
 from cascade_jax import pictures
-from cascade_jax.evaluation.metrics import fid
-from cascade_jax.evaluation.metrics import judge as quality
+from cascade_jax.evaluation.metrics import Album
+from cascade_jax.evaluation.metrics import fid as metric
+from cascade_jax.evaluation.metrics.metric import FewPictures
+from cascade_jax.evaluation.networks import inception as fid
+from cascade_jax.evaluation.networks.moments import Moments, Statistics, statistics
 from cascade_jax.models import inception
 
 
 def gaussian(seed, size=96, samples=400):
     rng = np.random.default_rng(seed)
     mixed = rng.normal(size=(samples, size)) @ rng.normal(size=(size, size)) + rng.normal(size=size)
-    return quality.Moments.of(mixed)
+    return statistics(Moments.of(mixed))
 
 
 def theirs(a, b):
@@ -27,17 +30,17 @@ def theirs(a, b):
 
 def test_the_formula_is_scipys_to_a_millionth():
     a, b = gaussian(0), gaussian(1)
-    known = fid.Distance(fid.Network(None), fid.Statistics(b.mean, b.covariance))
-    np.testing.assert_allclose(known.of(fid.Statistics(a.mean, a.covariance)), theirs(a, b), rtol=1e-6)
+    known = fid.Distance(fid.Network(None), Statistics(b.mean, b.covariance))
+    np.testing.assert_allclose(known.of(Statistics(a.mean, a.covariance)), theirs(a, b), rtol=1e-6)
     with pytest.raises(ValueError, match="the reference has 96 features, and pictures 5"):
-        known.of(fid.Statistics(np.zeros(5), np.eye(5)))
+        known.of(Statistics(np.zeros(5), np.eye(5)))
 
 
 def test_moments_of_parts_merge_into_those_of_the_whole_in_any_order():
     features = np.random.default_rng(2).normal(size=(103, 7)).astype(np.float32) * 5 + 1000
-    parts = [quality.Moments.of(part) for part in np.split(features, [1, 40, 41, 90])]
+    parts = [Moments.of(part) for part in np.split(features, [1, 40, 41, 90])]
     for order in ([0, 1, 2, 3, 4], [4, 2, 0, 3, 1]):
-        merged = quality.Moments()
+        merged = Moments()
         for part in order:
             merged = merged.merged(parts[part])
         pair = parts[order[0]].merged(parts[order[1]]).merged(parts[order[2]])
@@ -46,7 +49,9 @@ def test_moments_of_parts_merge_into_those_of_the_whole_in_any_order():
             assert found.count == 103
             # float64's rounding of sums of squares of a thousand
             np.testing.assert_allclose(found.mean, features.astype(np.float64).mean(axis=0), rtol=1e-12)
-            np.testing.assert_allclose(found.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9)
+            np.testing.assert_allclose(
+                statistics(found).covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-9
+            )
 
 
 def save(folder, images, suffix=".png"):
@@ -94,28 +99,35 @@ def test_a_folder_in_batches_is_the_folder_at_once(tmp_path):
         seen.append(len(images))
         return colours(images)
 
-    told = []
-    parts = fid.gather(fid.Network(watched), pictures.paths(folder), batch=4, progress=lambda *done: told.append(done))
+    told, found = [], pictures.paths(folder)
+    parts = fid.gather(
+        fid.Network(watched), pictures.batches(found, 4), found, batch=4, progress=lambda *done: told.append(done)
+    )
     assert set(seen) == {4}  # one program
     assert told == [(4, 11), (8, 11), (11, 11)]
-    expected = quality.Moments.of(colours(noise(11)))
+    expected = Moments.of(colours(noise(11)))
     assert parts.count == 11
     np.testing.assert_allclose(parts.mean, expected.mean, rtol=1e-12)
-    np.testing.assert_allclose(parts.covariance, expected.covariance, rtol=1e-9)
+    np.testing.assert_allclose(parts.scatter, expected.scatter, rtol=1e-9)
+
+
+def album(folder, keep=None):
+    found = pictures.paths(folder)
+    return Album([""] * len(found), lambda: map(pictures.read, found), found, keep)
 
 
 def test_a_distance_to_itself_is_nothing_and_few_pictures_are_warned_of(tmp_path):
     folder = save(tmp_path / "a", noise(6))
     other = save(tmp_path / "b", noise(6, seed=1) // 2)
-    distance = fid.Distance(NETWORK, fid.reference(NETWORK, folder))
-    with pytest.warns(fid.FewPictures) as warned:
-        assert distance.to(pictures.paths(folder)) == pytest.approx(0, abs=1e-9)
+    measure = metric.gauge(fid.Distance(NETWORK, fid.reference(NETWORK, folder))).measure
+    with pytest.warns(FewPictures) as warned:
+        assert measure(album(folder), None) == pytest.approx(0, abs=1e-9)
     assert [str(one.message).partition(" features")[0] for one in warned] == [
         "there are only 6 pictures, fewer than Inception's 2,048",
         "there are only 6 pictures of the reference, fewer than Inception's 2,048",
     ]
-    with pytest.warns(fid.FewPictures):
-        assert distance.to(pictures.paths(other)) > 0.01
+    with pytest.warns(FewPictures):
+        assert measure(album(other), None) > 0.01
 
 
 def test_statistics_are_kept_and_read_as_pytorch_fid_has_them(tmp_path):
@@ -134,6 +146,33 @@ def test_statistics_are_kept_and_read_as_pytorch_fid_has_them(tmp_path):
     published = fid.reference(NETWORK, tmp_path / "theirs.npz")
     np.testing.assert_array_equal(published.mean, measured.mean)
     assert published.count is None
+
+
+def test_statistics_of_an_album_are_kept_in_its_folder(tmp_path):
+    folder, known = save(tmp_path / "a", noise(5)), Statistics(np.zeros(6), np.eye(6))
+    found = metric.gauge(fid.Distance(NETWORK, known)).measure(album(folder, tmp_path), None)
+    again = metric.gauge(fid.Distance(fid.Network(lambda images: pytest.fail("measured again"), "colours"), known))
+    assert again.measure(album(folder, tmp_path), None) == found
+
+
+def test_what_is_not_finite_is_named_and_never_a_number(tmp_path):
+    folder, known = save(tmp_path / "a", noise(5)), Statistics(np.zeros(6), np.eye(6))
+
+    def damaged(images):
+        features = colours(images)
+        features[images.mean(axis=(1, 2, 3)) == noise(5)[3].mean()] = np.nan
+        return features
+
+    with pytest.raises(ValueError, match=r"FID is unknown: Inception's feature of .*003\.png is not finite"):
+        metric.gauge(fid.Distance(fid.Network(damaged), known)).measure(album(folder), None)
+    with pytest.raises(ValueError, match=r"FID is unknown: Inception's feature of .*003\.png is not finite"):
+        fid.reference(fid.Network(damaged), folder)
+    np.savez(tmp_path / "nan.npz", mu=np.full(6, np.nan), sigma=np.eye(6))
+    with pytest.raises(ValueError, match=r"nan\.npz holds statistics for FID that are not finite"):
+        fid.reference(NETWORK, tmp_path / "nan.npz")
+    for mean, covariance in ((np.full(6, np.inf), np.eye(6)), (np.zeros(6), np.full((6, 6), np.nan))):
+        with pytest.raises(ValueError, match="FID is unknown: the statistics of the reference are not finite"):
+            fid.Distance(NETWORK, Statistics(mean, covariance)).of(known)
 
 
 def test_bad_folders_and_files_are_refused(tmp_path):

@@ -15,7 +15,7 @@ from small import write_bundle
 
 from cascade_jax import cli
 from cascade_jax.evaluation import jobs
-from cascade_jax.evaluation.metrics import judge as quality
+from cascade_jax.evaluation.networks import judge as quality
 
 ROOT = pathlib.Path(cli.__file__).parents[1]
 PROMPTS = ["a red ball on gravel", "a blue cone on grass", "a green cube on sand", "a white ball on brick"] * 3
@@ -55,7 +55,7 @@ def alone(place):
     """What one process draws."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JAX_COMPILATION_CACHE_DIR", str(place / "xla"))
-        patch.setattr(quality, "load_referee", lambda: Certain(None))
+        patch.setattr(quality, "load_referee", lambda folder: Certain(None))
         assert cli.main([*flags(place, place / "alone"), "--evaluate"]) == 0
     assert json.loads((place / "alone" / jobs.REPORT).read_text())["fidelity"] == 0.25
     return place / "alone"

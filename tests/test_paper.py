@@ -14,23 +14,28 @@ from cascade_jax import cli, methods, pipeline, trees
 from cascade_jax.bundle import save_tree
 from cascade_jax.cli.paper import parse_drafters
 from cascade_jax.evaluation import run
-from cascade_jax.evaluation.metrics import judge as quality
+from cascade_jax.evaluation.networks import judge as quality
+from cascade_jax.paper import contents, pages, tables, tradeoffs
+from cascade_jax.paper import lab as labs
 from cascade_jax.paper import numbers as paper_numbers
-from cascade_jax.paper import tables as paper
-from cascade_jax.paper.tables import Lab
+from cascade_jax.paper.contents import CONTENTS, Entry
+from cascade_jax.paper.lab import Lab
 from cascade_jax.text import captions
 
 ALPHAS = {"ar": 0.0, "eagle": 1.0, "lantern": 1.5, "lantern++": 1.25, "gsd": 2.0, "cascade": 3.0}
 
 
+RENDERS = quality.Statistics(np.zeros(1), np.eye(1))
+
+
 class Certain(quality.Referee):
-    """Finds a quarter of every prompt."""
+    """Finds a quarter of every prompt, and every picture as far from renders."""
 
     def fidelity(self, images, prompts):
         return np.full(len(images), 0.25)
 
-    def frechet(self, images):
-        return 3.5
+    def moments(self, images, names):
+        return quality.Moments.of(np.arange(len(images))[:, None])
 
 
 @pytest.fixture(scope="module")
@@ -97,35 +102,35 @@ def test_what_the_paper_prints_twice_is_the_same_here():
 
 
 def test_table_1_holds_every_method_against_the_paper(lab, measured):
-    result = paper.table_1(lab)
+    result = tables.table_1(lab)
     assert [row["title"] for row in result.rows] == list(methods.METHODS)
     known = paper_numbers.TABLE_1[paper_numbers.LLAMAGEN, paper_numbers.COCO]
     assert [row["paper"] for row in result.rows] == [known[name]._asdict() for name in methods.METHODS]
-    text = paper.markdown(lab, result, "cascade-jax paper table1")
+    text = pages.markdown(lab, result, "cascade-jax paper table1")
     assert "| cascade | eagle25 |" in text
     assert "3.3x | 3.8 | 40.4 | 0.29 |" in text
     assert "By alpha, here: ar < eagle < lantern++ < lantern < gsd < cascade." in text
     assert "The paper's order by alpha: ar < eagle < lantern < lantern++ < gsd < cascade." in text
-    parti = paper.table_1(Lab(lab.bundle, lab.captions, lab.folder, parti=True))
+    parti = tables.table_1(Lab(lab.bundle, lab.captions, lab.folder, parti=True))
     assert parti.rows[-1]["paper"]["speedup"] == 3.4
-    assert "paper: FID" not in paper.markdown(lab, parti, "")
+    assert "paper: FID" not in pages.markdown(lab, parti, "")
 
 
 def test_a_model_with_thresholds_of_its_own_is_measured_with_the_papers_too(bundle, tmp_path, measured):
     config = dataclasses.replace(bundle.config, cascade={"tau_pos": 0.7, "ledger": "coupled"})
     own = dataclasses.replace(bundle, config=config)
-    result = paper.table_1(Lab(own, captions.read("scenes", 1), tmp_path / "out"))
+    result = tables.table_1(Lab(own, captions.read("scenes", 1), tmp_path / "out"))
     ours, theirs = result.rows[-2:]
     assert ours["paper"] is None and theirs["paper"]["speedup"] == 3.3
     assert ours["label"] == "cascade-0.7-0.5-0.5-coupled"
     assert theirs["label"] == "cascade-0.85-0.5-0.5-nominal"
-    given = paper.table_1(Lab(own, captions.read("scenes", 1), tmp_path / "out", thresholds={"budget": 0.1}))
+    given = tables.table_1(Lab(own, captions.read("scenes", 1), tmp_path / "out", thresholds={"budget": 0.1}))
     assert given.rows[-1]["label"] == "cascade-0.7-0.5-0.1-coupled"
 
 
 def test_drafters_are_compared_method_by_method(lab, bundle, measured):
-    other = paper.with_drafter(bundle, bundle)
-    result = paper.table_2(Lab(bundle, lab.captions, lab.folder, {"ours": other}))
+    other = labs.with_drafter(bundle, bundle)
+    result = tables.table_2(Lab(bundle, lab.captions, lab.folder, {"ours": other}))
     assert [row["title"] for row in result.rows][:3] == ["ar", "eagle, standard", "eagle, ours"]
     by_title = {row["title"]: row for row in result.rows}
     assert by_title["gsd, ours"]["paper"] == paper_numbers.TABLE_2["gsd", "ours"]._asdict()
@@ -133,10 +138,10 @@ def test_drafters_are_compared_method_by_method(lab, bundle, measured):
     assert ran_on is other
     assert (method.settings["tau_pos"], method.settings["ledger"]) == (0.8, "nominal")
     assert measured["gsd"][1] is bundle
-    third = paper.table_3a(Lab(bundle, lab.captions, lab.folder, {"ours": other}))
+    third = tables.table_3a(Lab(bundle, lab.captions, lab.folder, {"ours": other}))
     assert [row["title"] for row in third.rows] == list(methods.METHODS)
     assert {row["paper"] for row in third.rows} == {None}  # it is no EAGLE-3 drafter
-    for table in (paper.table_2, paper.table_3a):
+    for table in (tables.table_2, tables.table_3a):
         with pytest.raises(ValueError, match="this table compares drafters: give others with --drafters"):
             table(lab)
 
@@ -153,9 +158,9 @@ def test_runs_of_one_name_are_told_with_their_mean_and_spread(lab, bundle, measu
         return found
 
     monkeypatch.setattr(run, "evaluate", evaluate)
-    others = {name: paper.with_drafter(bundle, bundle) for name in names}
+    others = {name: labs.with_drafter(bundle, bundle) for name in names}
     own = Lab(bundle, lab.captions, lab.folder, others)
-    result = paper.table_2(own)
+    result = tables.table_2(own)
     assert [row["title"] for row in result.rows][:4] == ["ar", "eagle, standard#1", "eagle, standard#2", "eagle, ours"]
     merged = {row["title"]: row for row in result.content["over_runs"]}
     assert list(merged)[:3] == ["ar", "eagle, standard", "eagle, ours"]
@@ -164,14 +169,14 @@ def test_runs_of_one_name_are_told_with_their_mean_and_spread(lab, bundle, measu
     assert standard["figures"]["alpha"] == pytest.approx(ALPHAS["gsd"] + 0.15)
     assert standard["figures"]["spread"]["alpha"] == pytest.approx(0.3 / 2**0.5)
     assert standard["paper"] == paper_numbers.TABLE_2["gsd", "standard"]._asdict()
-    text = paper.markdown(own, result, "")
+    text = pages.markdown(own, result, "")
     assert f"{ALPHAS['gsd'] + 0.15:.2f} ± 0.21" in text
     assert "| gsd, standard#2 |" in text and "Means over drafters of 2 runs" in text
     assert "gsd, ours < gsd, standard" in text  # the order is that of the means
 
 
 def test_each_relaxation_is_switched_off_by_a_threshold_above_1(lab, measured):
-    result = paper.table_3b(lab)
+    result = tables.table_3b(lab)
     labels = {row["title"]: row["label"] for row in result.rows}
     assert labels["I"] == "cascade-0.85-off-0.5-nominal"
     assert labels["C, coupled ledger"] == "cascade-off-0.5-0.5-coupled"
@@ -183,7 +188,7 @@ def test_each_relaxation_is_switched_off_by_a_threshold_above_1(lab, measured):
 
 
 def test_the_trade_off_goes_through_the_papers_thresholds(lab, measured):
-    result = paper.figure_4(lab)
+    result = tradeoffs.figure_4(lab)
     titles = [row["title"] for row in result.rows]
     assert titles[2:8] == [f"{pos:g}, {seq:g}, {ledger}" for ledger in ("nominal", "coupled")
                            for pos, seq in ((0.85, 0.625), (0.85, 0.5), (0.8, 0.5))]  # fmt: skip
@@ -195,13 +200,13 @@ def test_the_trade_off_goes_through_the_papers_thresholds(lab, measured):
 
 
 def test_budgets_grow_under_both_ledgers(lab, measured):
-    result = paper.figure_13(lab)
+    result = tradeoffs.figure_13(lab)
     budgets = [row["figures"]["settings"].get("budget") for row in result.rows]
-    assert budgets == [None, *paper.BUDGETS, *paper.BUDGETS]
-    assert set(paper_numbers.FIGURE_13) <= set(paper.BUDGETS)
+    assert budgets == [None, *tradeoffs.BUDGETS, *tradeoffs.BUDGETS]
+    assert set(paper_numbers.FIGURE_13) <= set(tradeoffs.BUDGETS)
     assert result.pages.keys() == {"figure13.png", "figure13-coupled.png"}
     assert all(row["figures"]["speedup"] is None for row in result.rows)
-    written = paper.write(lab, result, "cascade-jax paper figure13")
+    written = pages.write(lab, result, "cascade-jax paper figure13")
     assert written == ["figure13-coupled.png", "figure13.json", "figure13.md", "figure13.png"]
     stored = json.loads((lab.folder / "figure13.json").read_text())
     assert stored["paper"] == {"0.0005": 2.3, "0.001": 2.5, "0.5": 3.9}
@@ -210,7 +215,7 @@ def test_budgets_grow_under_both_ledgers(lab, measured):
 
 
 def test_pictures_of_each_relaxation_stand_side_by_side(lab, measured):
-    result = paper.figure_14(lab)
+    result = tradeoffs.figure_14(lab)
     assert [row["title"] for row in result.rows] == ["ar", "I 0.9", "C 0.625", "I+C 0.9, 0.25"]
     page = result.pages["figure14.png"]
     assert page.width > 4 * 128 and page.height > 3 * 128
@@ -231,11 +236,11 @@ def test_papers_of_other_models_are_found_by_family(bundle):
 def test_a_drafter_of_another_target_is_refused(bundle):
     alone = dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, drafter=None))
     with pytest.raises(ValueError, match="given for its drafter has none"):
-        paper.with_drafter(bundle, alone)
+        labs.with_drafter(bundle, alone)
     target = dataclasses.replace(bundle.config.target, layers=3)
     other = dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, target=target))
     with pytest.raises(ValueError, match="given for its drafter has another target"):
-        paper.with_drafter(bundle, other)
+        labs.with_drafter(bundle, other)
 
 
 def command(model, what, *flags) -> list[str]:
@@ -247,7 +252,7 @@ def here(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(quality, "load_referee", lambda folder: Certain(None, np.zeros(1), np.eye(1)))
+    monkeypatch.setattr(quality, "load_referee", lambda folder: Certain(None, RENDERS))
     return tmp_path / "here"
 
 
@@ -272,10 +277,10 @@ def test_figures_of_the_target_alone(what, model, here, capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["table1", "table2", "table3a", "table3b", "figure4", "figure13", "figure14"])
 def test_every_table_and_figure_is_made_and_not_drawn_again(what, model, here, monkeypatch, capsys):
-    monkeypatch.setattr(paper, "SWEEP", {"tau_pos": (0.5,), "tau_seq": (0.5,)})
+    monkeypatch.setattr(tradeoffs, "SWEEP", {"tau_pos": (0.5,), "tau_seq": (0.5,)})
     small = dataclasses.replace(methods.METHODS["lantern"], tree=trees.DynamicTree(2, 1, 4))
     monkeypatch.setitem(methods.METHODS, "lantern", small)
-    drafters = ["--drafters", f"ours={model}"] if what in paper.WITH_DRAFTERS else []
+    drafters = ["--drafters", f"ours={model}"] if CONTENTS[what].drafters else []
     assert cli.main(command(model, what, "--timed", "1", *drafters)) == 0
     first = json.loads((here / "out" / f"{what}.json").read_text())
     assert all(row["figures"]["alpha"] > 0 for row in first["rows"] if row["label"] != "ar")
@@ -298,10 +303,45 @@ def test_a_tuned_tree_is_not_the_papers(tmp_path, here, monkeypatch, capsys):
         measured.append(methods.method("cascade", lab.bundle).tree)
         raise ValueError("that will do")
 
-    monkeypatch.setitem(paper.WHAT, "table1", table)
+    monkeypatch.setitem(CONTENTS, "table1", Entry(table))
     assert cli.main(command(str(model), "table1")) == 2
     assert measured == [trees.EAGLE_25]
     assert "that will do" in capsys.readouterr().err
+
+
+def test_everything_is_made_once_and_again_where_something_changed(model, here, measured, monkeypatch, capsys):
+    made = []
+
+    def table(lab):
+        made.append(lab.gauges)
+        return tables.table_1(lab)
+
+    wanted = {"table1": Entry(table), "table2": CONTENTS["table2"], "figure3": CONTENTS["figure3"]}
+    monkeypatch.setattr(contents, "CONTENTS", wanted)
+    argv = ["paper", "all", "--model", model, "--count", "3", "--out", "out"]
+    assert cli.main(argv) == 0
+    said = capsys.readouterr()
+    assert "table2 compare drafters and are left out" in said.err
+    assert "figure3.json" in said.out
+    assert [gauge.name for gauge in made[0]] == ["fidelity", "frechet"]
+    stored = [json.loads((here / "out" / f"{name}.json").read_text()) for name in ("table1", "figure3")]
+    weights = stored[0]["weights"]["own"]
+    assert weights == stored[1]["weights"]["own"] == run.weights_of(pipeline.load(model))
+    assert [own["count"] for own in stored] == [3, 2]  # figures of a few pictures stay so
+    assert cli.main(argv) == 0
+    assert capsys.readouterr().out == "made already: out/table1.md\nmade already: out/figure3.md\n"
+    assert len(made) == 1
+    assert cli.main([*argv, "--budget", "0.25"]) == 0
+    assert len(made) == 2
+
+
+def test_a_method_that_the_paper_lacks_has_no_numbers_of_its(lab, bundle, measured, monkeypatch):
+    monkeypatch.setattr(tables, "Eagle3Config", type(bundle.config.drafter))
+    monkeypatch.delitem(paper_numbers.TABLE_3A, "gsd")
+    rows = tables.table_3a(Lab(bundle, lab.captions, lab.folder, {"ours": labs.with_drafter(bundle, bundle)})).rows
+    held = {row["title"]: row["paper"] is not None for row in rows}
+    assert held.pop("ar") is held.pop("gsd") is False
+    assert all(held.values())
 
 
 BAD = {

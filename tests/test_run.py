@@ -11,10 +11,11 @@ from small import write_bundle
 
 from cascade_jax import acceptance, cli, methods, pipeline
 from cascade_jax.cli import evaluation as eval_commands
-from cascade_jax.evaluation import compare, jobs, run
-from cascade_jax.evaluation.metrics import clip as clip_score
-from cascade_jax.evaluation.metrics import fid
-from cascade_jax.evaluation.metrics import judge as quality
+from cascade_jax.evaluation import figures as made
+from cascade_jax.evaluation import jobs, metrics, run
+from cascade_jax.evaluation.networks import clip as clip_score
+from cascade_jax.evaluation.networks import inception
+from cascade_jax.evaluation.networks import judge as quality
 from cascade_jax.methods import Method
 from cascade_jax.sampling import Sampling
 from cascade_jax.text.captions import Caption
@@ -29,18 +30,29 @@ CAPTIONS = [
 OPTIONS = dict(seed=3, batch=1, timed=2)
 
 
-class Darkness(quality.Referee):
-    """Judges pictures by how dark they are, and the distance to renders by how much they vary."""
+def darkness(album, progress):
+    """In place of the judge's fidelity: how dark pictures are."""
+    return np.array([1 - image.mean() / 255 for image in album.images()])
+
+
+def variety(album, progress):
+    """In place of the distance to renders: how much pictures vary."""
+    return float(np.stack([*album.images()]).std())
+
+
+RENDERS = quality.Statistics(np.zeros(3), np.eye(3))
+GAUGES = [metrics.Gauge("fidelity", darkness), metrics.Gauge("frechet", variety)]
+
+
+class Referee(quality.Referee):
+    """A judge that is quick to come by."""
 
     def fidelity(self, images, prompts):
         assert len(images) == len(prompts)
         return 1 - images.mean(axis=(1, 2, 3)) / 255
 
-    def frechet(self, images):
-        return float(images.std())
-
-
-REFEREE = Darkness(None)
+    def moments(self, images, names):
+        return quality.Moments.of(images.mean(axis=(1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +75,7 @@ def wanted(bundle):
 def whole(bundle, wanted, tmp_path_factory):
     """A run that nothing interrupted: its folder and its figures."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return folder, run.evaluate(bundle, wanted, CAPTIONS, folder, referee=REFEREE, **OPTIONS)
+    return folder, run.evaluate(bundle, wanted, CAPTIONS, folder, gauges=GAUGES, **OPTIONS)
 
 
 def drawn(folder) -> dict[str, bytes]:
@@ -92,11 +104,11 @@ def test_a_run_that_was_cut_and_goes_on_is_the_uninterrupted_one(after, bundle, 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.evaluate(bundle, wanted, CAPTIONS, tmp_path, referee=REFEREE, progress=cut, **OPTIONS)
+        run.evaluate(bundle, wanted, CAPTIONS, tmp_path, gauges=GAUGES, progress=cut, **OPTIONS)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/0*")}
     assert (len(before) > 0) == (after > 1)
     assert drawn(tmp_path) != drawn(folder)
-    figures = run.evaluate(bundle, wanted, CAPTIONS, tmp_path, referee=REFEREE, **OPTIONS)
+    figures = run.evaluate(bundle, wanted, CAPTIONS, tmp_path, gauges=GAUGES, **OPTIONS)
     assert drawn(tmp_path) == drawn(folder)
     assert timeless(figures) == timeless(expected)
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
@@ -117,7 +129,8 @@ def test_figures_are_those_of_records_and_turns(whole, wanted):
     assert added > 0
     assert figures["loose"]["tvd_per_image"] == pytest.approx(added / 5)
     assert figures["loose"]["tvd_per_token"] == pytest.approx(added / 5 / 16)
-    assert figures["loose"]["fidelity"] == pytest.approx(np.mean([record["fidelity"] for record in loose]))
+    texts = [caption.text for caption in CAPTIONS]
+    assert figures["loose"]["fidelity"] == pytest.approx(np.mean(darkness(jobs.album(folder / "loose", texts), None)))
     assert figures["loose"]["frechet"] > 0
     assert figures["loose"]["settings"]["budget"] == 0.9
     assert (figures["loose"]["clip"], figures["loose"]["fid"]) == (None, None)
@@ -136,12 +149,11 @@ def test_pictures_are_those_that_the_library_draws(bundle, wanted, whole):
 def test_methods_are_added_but_never_changed(bundle, wanted, whole):
     folder, figures = whole
     before = drawn(folder)
-    again = dict(referee=REFEREE, **OPTIONS)
+    again = dict(gauges=GAUGES, **OPTIONS)
     for changed, named in (
         (dict(captions=CAPTIONS[:4]), "captions"),
         (dict(seed=4), "seed"),
         (dict(sampling=Sampling(temperature=1.0, top_k=40, guidance=3.0)), "sampling"),
-        (dict(referee=None), "judged"),
     ):
         given = {"captions": CAPTIONS, **again, **changed}
         with pytest.raises(ValueError, match=rf"holds pictures of another job \(other {named}\)"):
@@ -208,15 +220,15 @@ def test_pictures_must_be_there_to_be_measured(wanted, tmp_path):
 
 def test_processes_share_the_pictures_and_the_first_takes_the_turns(bundle, wanted, whole, tmp_path):
     own = {"ar": wanted["ar"]}
-    options = dict(seed=3, batch=1, timed=1, judged=REFEREE)
+    options = dict(seed=3, batch=1, timed=1)
     assert run.draw(bundle, own, CAPTIONS, tmp_path, part=(1, 2), **options) == 2
     assert not run.turns_of(tmp_path, ["ar"]).exists()
     assert run.draw(bundle, own, CAPTIONS, tmp_path, part=(0, 2), **options) == 3
     pictures = {name: content for name, content in drawn(whole[0]).items() if name.startswith("ar/0")}
     assert {name: content for name, content in drawn(tmp_path).items() if name.startswith("ar/0")} == pictures
-    measured = run.measure(own, CAPTIONS, tmp_path, timed=1, referee=REFEREE)
+    measured = run.measure(own, CAPTIONS, tmp_path, timed=1, gauges=GAUGES)
     assert len(measured["ar"].seconds) == 1
-    assert timeless(compare.summarise(measured))["ar"] == timeless(whole[1])["ar"]
+    assert timeless(made.summarise(measured))["ar"] == timeless(whole[1])["ar"]
 
 
 class Length:
@@ -238,9 +250,9 @@ def here(tmp_path, monkeypatch, model, bundle):
     """An empty folder to work in, a model that is loaded once, a judge and networks that are quick to come by."""
     load = pipeline.load
     monkeypatch.setattr(pipeline, "load", lambda name, *a, **k: bundle if name == model else load(name, *a, **k))
-    monkeypatch.setattr(quality, "load_referee", lambda folder: Darkness(None, np.zeros(1), np.eye(1)))
+    monkeypatch.setattr(quality, "load_referee", lambda folder: Referee(None, RENDERS))
     monkeypatch.setattr(clip_score, "load", lambda folder: Length())
-    monkeypatch.setattr(fid, "load", lambda folder: fid.Network(colours, "colours"))
+    monkeypatch.setattr(inception, "load", lambda folder: inception.Network(colours, "colours"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -347,7 +359,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, message, model, here, ca
 def test_a_caption_that_cannot_be_read_is_named(model, here, capsys):
     pathlib.Path("captions.txt").write_text("a red ball\na red zebra\n")
     assert cli.main(["eval", "--model", model, "--captions", "captions.txt"]) == 2
-    assert "prompt 2, 'a red zebra': unknown word zebra" in capsys.readouterr().err
+    assert "captions.txt, line 2, 'a red zebra': unknown word zebra" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["captions.txt"]
 
 

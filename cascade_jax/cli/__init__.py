@@ -23,7 +23,7 @@ from cascade_jax import interrupts
 from cascade_jax.cli import console
 from cascade_jax.cli import training as train_commands
 from cascade_jax.cli.bundles import Convert, Info, Merge, Neighbours
-from cascade_jax.cli.evaluation import Eval
+from cascade_jax.cli.evaluation import USUAL, Eval, Metrics
 from cascade_jax.cli.paper import Paper
 from cascade_jax.cli.plan import Plan
 from cascade_jax.cli.scale import (
@@ -33,7 +33,6 @@ from cascade_jax.cli.scale import (
     RunExported,
     TuneTree,
     check_dtype,
-    referee_for,
     sampling_of,
     sampling_settings,
 )
@@ -195,8 +194,7 @@ class Compare:
     """of the captions and the pictures"""
     out: Out = pathlib.Path("comparison")
     """receives report.json, report.md and grid.png"""
-    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
-    """a run of `scenes train judge`"""
+    metrics: OmitArgPrefixes[Metrics] = USUAL
     thresholds: OmitArgPrefixes[Thresholds] = Thresholds()
     draws: OmitArgPrefixes[Draws] = Draws()
 
@@ -204,9 +202,11 @@ class Compare:
         with console.bad_input():
             _at_least(1, **{"count": self.count, "quality": self.quality})
             _check_seed(self.seed)
-            from cascade_jax.evaluation import compare, files
+            from cascade_jax import files
+            from cascade_jax.evaluation import compare, tables
             from cascade_jax.text import captions
 
+            self.metrics.check()
             given = None if self.prompts is None else captions.read(self.prompts)
             names = _names(self.methods)
             files.check_folder(self.out)
@@ -220,17 +220,16 @@ class Compare:
             settings = self.draws.settings(bundle)
             sampling = sampling_of(settings)
             chosen = _methods(bundle, ["ar", *(name for name in names if name != "ar")], self.thresholds.given())
-            referee = referee_for(bundle, self.judge)
-        with console.bar("") as progress:
-            trials = compare.run(
-                bundle, chosen, prompts, timed=count, seed=self.seed, sampling=sampling, progress=_described(progress)
-            )
-        report = compare.build(
-            compare.summarise(compare.judged(trials, prompts, referee)), prompts, timed=count, model=self.model,
-            tree=self.thresholds.tree, seed=self.seed, sampling=settings, command=command,
-        )  # fmt: skip
-        compare.write(self.out, trials, report, prompts)
-        console.show(compare.table(report))
+        with console.bad_input(), console.bar("") as progress:
+            say = _described(progress)
+            report = compare.compare(
+                bundle, chosen, prompts, self.out, timed=count, sampling=sampling, seed=self.seed,
+                gauges=self.metrics.opened(bundle, None, say), progress=say,
+                about={"model": self.model, "tree": self.thresholds.tree, "sampling": settings, "command": command},
+            )  # fmt: skip
+        console.show(tables.terminal(report))
+        for text in report["cautions"]:
+            console.say(text)
         print(f"written to {self.out}: report.json, report.md, grid.png")
 
 
@@ -262,8 +261,7 @@ class Sweep:
     """of the captions and the pictures"""
     out: Out = pathlib.Path("sweep")
     """receives sweep.json, sweep.md, sweep.png, and points.jsonl as they are finished; goes on where it stopped"""
-    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
-    """a run of `scenes train judge`"""
+    metrics: OmitArgPrefixes[Metrics] = USUAL
     draws: OmitArgPrefixes[Draws] = Draws()
 
     def run(self, command: str) -> None:
@@ -271,8 +269,10 @@ class Sweep:
             _at_least(1, count=self.count)
             _at_least(0, timed=self.timed)
             _check_seed(self.seed)
-            from cascade_jax.evaluation import files, sweep
+            from cascade_jax import files
+            from cascade_jax.evaluation import sweep
 
+            self.metrics.check()
             names = _names(self.references)
             files.check_folder(self.out)
         console.set_up()
@@ -285,19 +285,15 @@ class Sweep:
             )  # fmt: skip
             references = _methods(bundle, ["ar", *(name for name in names if name not in ("ar", "cascade"))], {})
             _methods(bundle, ["cascade"], {})
-            referee = referee_for(bundle, self.judge)
+            gauges = self.metrics.opened(bundle)
             sampling = sampling_of(self.draws.settings(bundle))
-
-        def progress(point, done, total):
-            quality = [f"{key} {point[key]:.3f}" for key in ("fidelity", "frechet") if point[key] is not None]
-            words = [f"alpha {point['alpha']:.2f}", *quality, f"divergence {point['divergence']:.3f}"]
-            console.say(f"{done}/{total}  {sweep.label(point)} on {point['tree']}: {', '.join(words)}")
-
-        result = sweep.sweep(
-            bundle, points, references, prompts, referee=referee, seed=self.seed, timed=self.timed,
-            sampling=sampling, memory=self.out / "points.jsonl", progress=progress,
-        )  # fmt: skip
-        sweep.write(self.out, result, command)
+        progress = lambda point, done, total: console.say(f"{done}/{total}  {sweep.words(point)}")
+        with console.bad_input(), files.owned(self.out):
+            result = sweep.sweep(
+                bundle, points, references, prompts, gauges=gauges, seed=self.seed, timed=self.timed,
+                sampling=sampling, memory=self.out / "points.jsonl", progress=progress,
+            )  # fmt: skip
+            sweep.write(self.out, result, command)
         print(sweep.markdown(result, command))
         if result["chosen"]:
             print(sweep.config_line(result["chosen"]))
@@ -599,7 +595,7 @@ def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> No
 
 
 def _judge(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
-    from cascade_jax.evaluation.metrics import judge as quality
+    from cascade_jax.evaluation.networks import judge as quality
     from cascade_jax.recipes import judge, tokenizer
 
     judge.train_judge(runs / "judge", tokenizer=tokenizer.load_tokenizer(runs / "tokenizer"), **settings)

@@ -1,8 +1,8 @@
 """The command that evaluates methods on captions: eval."""
 
+import contextlib
 import dataclasses
 import pathlib
-import warnings
 from typing import Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, arg
@@ -14,67 +14,49 @@ from cascade_jax.cli.scale import (
     check_seed,
     chosen_method,
     parse_settings,
-    referee_for,
     sampling_of,
     sampling_settings,
 )
+from cascade_jax.evaluation import metrics
 
 _METHODS = ("ar", "eagle", "lantern", "lantern++", "gsd", "cascade")
 _ALONE = Processes()
 
 
-@dataclasses.dataclass(frozen=True)
-class Metrics:
-    """What pictures are measured with."""
-
-    judge: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="(default: the package's)")] = None
-    """of scenes: a run of `scenes train judge`"""
-    clip: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """a converted CLIP: score pictures against their captions"""
-    inception: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
-    """a converted Inception: measure FID; needs --reference"""
-    reference: Annotated[pathlib.Path | None, arg(metavar="DIR|NPZ", help_behavior_hint="")] = None
-    """pictures that FID is measured against, or their statistics, ours or pytorch-fid's"""
-    square: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: as they are)")] = None
-    """cut the reference's pictures to the square in their middle, N pixels a side"""
+class _Given:
+    """What pictures are measured with; a field for every flag that a metric names."""
 
     def check(self) -> None:
         """Raises a ValueError unless the flags fit together."""
-        at_least_one("square", self.square)
-        if (self.inception is None) != (self.reference is None):
-            raise ValueError("FID needs both --inception and --reference")
-        if self.square is not None and self.reference is None:
-            raise ValueError("--square is about the pictures of --reference")
+        metrics.check(vars(self))
 
-    def networks(self) -> tuple[Any, Any]:
-        """CLIP's scorer and the Inception network; None for what was not asked for.
+    def opened(self, bundle, folder: pathlib.Path | None = None, progress=None) -> list[metrics.Gauge]:
+        """The gauges that were asked for and that suit the model; says on stderr what stays unknown.
 
-        Raises:
-          ValueError: if a folder holds another network.
-        """
-        from cascade_jax.evaluation.metrics import clip as clip_score
-        from cascade_jax.evaluation.metrics import fid
-
-        return self.clip and clip_score.load(self.clip), self.inception and fid.load(self.inception)
-
-    def distance(self, network, folder: pathlib.Path, say):
-        """FID's distance to the reference, whose statistics are kept in `folder`; None without a network.
+        Args:
+          folder: where statistics of a reference are kept; None for nowhere.
+          progress: called with (what is being done, done so far, how much there is).
 
         Raises:
-          ValueError: if the reference is unusable.
+          ValueError: if what a flag names is unusable.
         """
-        from cascade_jax.evaluation.metrics import fid
+        return metrics.opened(metrics.Order(bundle, vars(self), folder, progress, console.say))
 
-        if network is None:
-            return None
-        told = lambda done, total: say("features of the reference", done, total)
-        kept = folder / "reference.npz"
-        return fid.Distance(
-            network, fid.reference(network, self.reference, square=self.square, keep=kept, progress=told)
+
+Metrics = dataclasses.make_dataclass(
+    "Metrics",
+    [
+        (
+            flag.name,
+            Annotated[flag.kind | None, arg(metavar=flag.metavar, help=flag.help, help_behavior_hint=flag.hint)],
+            None,
         )
-
-
-_USUAL = Metrics()
+        for flag in metrics.flags()
+    ],
+    bases=(_Given,),
+    frozen=True,
+)
+USUAL = Metrics()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +81,7 @@ class Eval:
     """temperature, top_k, top_p, guidance"""
     out: Annotated[pathlib.Path, arg(metavar="DIR")] = pathlib.Path("evaluation")
     """the run folder: pictures and records of every method, report.json, report.md, report.html"""
-    metrics: OmitArgPrefixes[Metrics] = _USUAL
+    metrics: OmitArgPrefixes[Metrics] = USUAL
     mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
     """divide a process's pictures over D and the model over M of its devices"""
     shared: OmitArgPrefixes[Processes] = _ALONE
@@ -107,11 +89,9 @@ class Eval:
     def run(self, command: str) -> None:
         with console.bad_input():
             self._check()
+            from cascade_jax import files, pipeline
             from cascade_jax import mesh as meshes
             from cascade_jax import methods as by_name
-            from cascade_jax import pipeline
-            from cascade_jax.evaluation import compare, files, jobs, report, run
-            from cascade_jax.evaluation.metrics import fid
             from cascade_jax.text import captions
 
             wanted = parse_methods(self.methods)
@@ -126,48 +106,47 @@ class Eval:
             own, processes = self.shared.join()
         console.set_up()
         with console.bad_input():
-            scorer, network = self.metrics.networks()
             mesh = {"mesh": meshes.make(**sizes), "batch": self.batch} if sizes else {}
             bundle = pipeline.load(self.model, **mesh)
             if given is None:
                 if bundle.config.text != "scenes":
                     raise ValueError("this model has no captions of its own: give --captions FILE")
                 given = captions.read("scenes", self.count or 64, self.seed)
-            texts = [caption.text for caption in given]
             captions.check(bundle, given, self.captions)
             settings = sampling_settings(bundle, settings)
             sampling = sampling_of(settings)
             chosen = {label: _method(bundle, name, own_settings) for label, (name, own_settings) in wanted.items()}
-            referee = referee_for(bundle, self.metrics.judge)
-            run.settle(bundle, chosen, given, self.out, seed=self.seed, sampling=sampling, judged=referee is not None)
+        # of processes that share a folder the first owns it
+        with console.bad_input(), contextlib.nullcontext() if own else files.owned(self.out):
+            self._evaluate(bundle, chosen, given, own, processes, settings, sampling, command)
+
+    def _evaluate(self, bundle, chosen, given, own, processes, settings, sampling, command) -> None:
+        from cascade_jax.evaluation import figures, jobs, report, run, tables
+        from cascade_jax.evaluation.metrics.metric import cautions
+
+        texts = [caption.text for caption in given]
         with console.CompileClock() as compiling, console.bar("") as progress:
             say = lambda what, done, total: progress(done, total, what)
-            with console.bad_input():
-                distance = None if own else self.metrics.distance(network, self.out, say)
+            gauges = [] if own else self.metrics.opened(bundle, self.out, say)
             drawn = run.draw(
                 bundle, chosen, given, self.out, seed=self.seed, batch=self.batch, timed=self.timed, sampling=sampling,
-                judged=referee, part=(own, processes), progress=say,
+                part=(own, processes), progress=say,
             )  # fmt: skip
             print(f"process {own} of {processes}: {drawn} pictures drawn")
             if own:
                 return
-            with console.bad_input(), warnings.catch_warnings(record=True) as caught:
-                warnings.simplefilter("always", fid.FewPictures)
+            with cautions() as careful:
                 for label in chosen:
                     jobs.wait(self.out / label, len(texts), self.shared.patience, console.say)
-                measured = run.measure(
-                    chosen, given, self.out, timed=self.timed, referee=referee, clip=scorer, fid=distance, progress=say
-                )
-        cautions = list(dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, fid.FewPictures)))
-        found = compare.build(
-            compare.summarise(measured), texts, timed=min(self.timed, len(texts)), model=self.model, tree=None,
-            seed=self.seed, sampling=settings, command=command,
+                measured = run.measure(chosen, given, self.out, timed=self.timed, gauges=gauges, progress=say)
+        found = report.build(
+            figures.summarise(measured), texts, timed=min(self.timed, len(texts)), model=self.model, tree=None,
+            seed=self.seed, sampling=settings, command=command, cautions=careful,
         )  # fmt: skip
-        found |= {"compile_seconds": compiling.seconds, "cautions": cautions}
-        found |= {"categories": report.by_category(measured, given)}
+        found |= {"compile_seconds": compiling.seconds, "categories": figures.by_category(measured, given)}
         report.write(self.out, found, measured, given)
-        console.show(compare.table(found))
-        for text in cautions:
+        console.show(tables.terminal(found))
+        for text in careful:
             console.say(text)
         print(f"written to {self.out}: report.json, report.md, report.html, and pictures and records of every method")
 

@@ -2,23 +2,21 @@
 
 import dataclasses
 import pathlib
-import warnings
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from cascade_jax.cli import console
-from cascade_jax.cli.evaluation import Metrics
+from cascade_jax.cli.evaluation import USUAL, Metrics
 from cascade_jax.cli.scale import (
     at_least_one,
     check_seed,
     parse_settings,
-    referee_for,
     sampling_of,
     sampling_settings,
 )
 
-_USUAL = Metrics()
+ALL = "all"
 _OWN = "(default: the table's)"
 
 
@@ -26,8 +24,9 @@ _OWN = "(default: the table's)"
 class Paper:
     """Make a table or figure of the paper with a model, beside the paper's own numbers; it goes on where it stopped."""
 
-    what: Annotated[Positional[str], arg(metavar="table1|table2|table3a|table3b|figure3|figure4|figure8|...")]
-    """table1, table2, table3a, table3b, figure3, figure4, figure8, figure9 (and 10), figure13 or figure14"""
+    what: Annotated[Positional[str], arg(metavar="table1|table2|table3a|table3b|figure3|figure4|figure8|...|all")]
+    """table1, table2, table3a, table3b, figure3, figure4, figure8, figure9 (and 10), figure13, figure14, or all:
+    then what was made of the same model and captions already stays"""
     model: Annotated[str, arg(metavar="MODEL")] = "scenes"
     """scenes, or the folder of a converted model"""
     drafters: Annotated[tuple[str, ...], arg(metavar="NAME=DIR...", help_behavior_hint="")] = ()
@@ -53,57 +52,94 @@ class Paper:
     """cascade: the most that a step may charge to its ledger"""
     out: Annotated[pathlib.Path, arg(metavar="DIR")] = pathlib.Path("paper")
     """receives WHAT.md, WHAT.json and pictures; what methods draw goes to its folder run, which all tables share"""
-    metrics: OmitArgPrefixes[Metrics] = _USUAL
+    metrics: OmitArgPrefixes[Metrics] = USUAL
 
     def run(self, command: str) -> None:
         with console.bad_input():
             self._check()
-            from cascade_jax import pipeline
-            from cascade_jax.evaluation import files
-            from cascade_jax.evaluation.metrics import fid
-            from cascade_jax.paper import tables as paper
-            from cascade_jax.text import captions
+            from cascade_jax import files, pipeline
+            from cascade_jax.paper import lab as labs
+            from cascade_jax.paper.contents import CONTENTS
 
-            if self.what not in paper.WHAT:
-                raise ValueError(f"unknown table or figure {self.what!r}; known: {', '.join(paper.WHAT)}")
             folders, settings = parse_drafters(self.drafters), parse_settings(self.sampling)
-            if folders and self.what not in paper.WITH_DRAFTERS:
-                raise ValueError(f"{self.what} takes no other drafters; {' and '.join(paper.WITH_DRAFTERS)} do")
-            if not folders and self.what in paper.WITH_DRAFTERS:
-                raise ValueError(f"{self.what} compares drafters: give others with --drafters NAME=DIR")
+            wanted = self._wanted(CONTENTS, bool(folders))
             for place in (self.model, *folders.values()):
                 pipeline.folder(place)
             files.check_folder(self.out)
-            given = None if self.captions is None else captions.read(self.captions, self.count)
+            if self.captions is not None:
+                self._captions(None, self.count)
         console.set_up()
-        with console.bad_input():
-            scorer, network = self.metrics.networks()
+        with console.bad_input(), files.owned(self.out):
             bundle = pipeline.load(self.model)
             bundle.trees.clear()  # tables are of the methods' own trees, whatever tune-tree found for this machine
-            if given is None:
-                if bundle.config.text != "scenes":
-                    raise ValueError("this model has no captions of its own: give --captions FILE")
-                given = captions.read("scenes", self.count or paper.COUNTS.get(self.what, 64), self.seed)
-            captions.check(bundle, given, self.captions)
             sampling = sampling_of(sampling_settings(bundle, settings))
-            drafters = {name: paper.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
-            wanted = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}
-            lab = paper.Lab(
-                bundle, given, self.out, drafters, {name: x for name, x in wanted.items() if x is not None},
+            drafters = {name: labs.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
+            thresholds = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}
+            lab = labs.Lab(
+                bundle, (), self.out, drafters, {name: x for name, x in thresholds.items() if x is not None},
                 parti=self.captions is not None and self.captions.suffix.lower() == ".tsv", seed=self.seed,
-                batch=self.batch, timed=self.timed, sampling=sampling,
-                referee=None if self.what in paper.UNJUDGED else referee_for(bundle, self.metrics.judge), clip=scorer,
+                batch=self.batch, timed=self.timed, sampling=sampling, weights=labs.weighed(bundle, drafters),
             )  # fmt: skip
-        with console.bar("") as progress, console.bad_input(), warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", fid.FewPictures)
-            say = lambda what, done, total: progress(done, total, what)
-            distance = self.metrics.distance(network, self.out, say)
-            lab = dataclasses.replace(lab, fid=distance, progress=say)
-            result = paper.WHAT[self.what](lab)
-        written = paper.write(lab, result, command)
+            gauges = ()
+            if any(CONTENTS[name].judged for name in wanted):
+                with console.bar("") as progress:
+                    say = lambda what, done, total: progress(done, total, what)
+                    gauges = self.metrics.opened(bundle, self.out, say)
+            for name in wanted:
+                own = gauges if CONTENTS[name].judged else ()
+                self._make(dataclasses.replace(lab, gauges=own), name, CONTENTS[name], command)
+
+    def _wanted(self, contents, drafters: bool) -> list[str]:
+        """Names of what is to be made; says on stderr what of everything is left out."""
+        if self.what == ALL:
+            left = [name for name, entry in contents.items() if entry.drafters and not drafters]
+            if left:
+                console.say(f"{' and '.join(left)} compare drafters and are left out: give others with --drafters")
+            return [name for name in contents if name not in left]
+        if self.what not in contents:
+            raise ValueError(f"unknown table or figure {self.what!r}; known: {', '.join(contents)}, {ALL}")
+        compares = contents[self.what].drafters
+        if drafters and not compares:
+            able = [name for name, entry in contents.items() if entry.drafters]
+            raise ValueError(f"{self.what} takes no other drafters; {' and '.join(able)} do")
+        if compares and not drafters:
+            raise ValueError(f"{self.what} compares drafters: give others with --drafters NAME=DIR")
+        return [self.what]
+
+    def _captions(self, bundle, count: int | None):
+        """The captions that were asked for; without a bundle they are read from the file alone."""
+        from cascade_jax.text import captions
+
+        if self.captions is not None:
+            found = captions.read(self.captions, count)
+        elif bundle.config.text != "scenes":
+            raise ValueError("this model has no captions of its own: give --captions FILE")
+        else:
+            found = captions.read("scenes", count, self.seed)
+        if bundle is not None:
+            captions.check(bundle, found, self.captions)
+        return found
+
+    def _make(self, lab, name: str, entry, command: str) -> None:
+        """Makes a table or figure and writes it; of everything, what was made of the same already stays."""
+        from cascade_jax.evaluation.metrics.metric import cautions
+        from cascade_jax.paper import pages
+        from cascade_jax.paper.contents import COUNT
+
+        few = entry.count if self.what == ALL else None  # figures of a few pictures stay so among all
+        usual = COUNT if self.captions is None else None
+        count = few or self.count or entry.count or usual
+        lab = dataclasses.replace(lab, captions=self._captions(lab.bundle, count))
+        if self.what == ALL and pages.made(lab, name):
+            print(f"made already: {self.out / name}.md")
+            return
+        with console.bar("") as progress, cautions() as careful:
+            lab = dataclasses.replace(lab, progress=lambda what, done, total: progress(done, total, what))
+            result = entry.make(lab)
+            written = pages.write(lab, result, command)
         if result.rows:
-            print(paper.markdown(lab, result, command))
-        for text in dict.fromkeys(str(one.message) for one in caught if issubclass(one.category, fid.FewPictures)):
+            print(pages.markdown(lab, result, command))
+        for text in careful:
             console.say(text)
         print(f"written to {self.out}: {', '.join(written)}")
 

@@ -85,8 +85,7 @@ class GenerateList:
             from cascade_jax import mesh as meshes
             from cascade_jax import methods, pipeline
             from cascade_jax.bundle import default_sampling
-            from cascade_jax.evaluation import files, jobs
-            from cascade_jax.evaluation.metrics import judge as quality
+            from cascade_jax.evaluation import files, jobs, metrics
             from cascade_jax.text import captions
 
             methods.check_name(self.method)
@@ -109,13 +108,12 @@ class GenerateList:
             job |= {"settings": method.settings, "sampling": bundle.config.sampling, "seed": self.seed}
             job |= {"dtype": self.dtype}
             jobs.settle(self.out, {**job, "prompts": texts})
-            referee = quality.load_referee() if self.evaluate else None
+            gauges = metrics.opened(metrics.Order(bundle, say=console.say)) if self.evaluate else []
         numbers = jobs.missing(self.out, range(own, len(texts), processes))
         done, sampling = 0, default_sampling(bundle.config).checked()
         with console.bar("drawing") as progress:
             for count in jobs.draw(
-                bundle, method, texts, numbers, self.out, seed=self.seed, batch=self.batch, sampling=sampling,
-                referee=referee,
+                bundle, method, texts, numbers, self.out, seed=self.seed, batch=self.batch, sampling=sampling
             ):  # fmt: skip
                 done += count
                 progress(done, len(numbers))
@@ -123,7 +121,7 @@ class GenerateList:
         if own == 0:
             with console.bad_input():
                 jobs.wait(self.out, len(texts), self.shared.patience, console.say)
-            jobs.report(self.out, len(texts), job)
+                jobs.report(self.out, texts, job, gauges)
             print(f"written to {self.out}: {len(texts)} pictures, report.json")
 
 
@@ -285,22 +283,6 @@ def chosen_method(bundle, name: str, tree: str | None, settings: dict[str, Any])
     method = methods.method(name, bundle, tree=tree, **settings)
     bundle.program(method.tree)
     return method
-
-
-def referee_for(bundle, folder: pathlib.Path | None):
-    """The judge of scenes, in a folder or the package's; None for other models. Says on stderr what stays unknown."""
-    from cascade_jax.evaluation.metrics import judge as quality
-
-    if bundle.config.text != "scenes":
-        return None
-    referee = quality.load_referee(folder)
-    if referee is None:
-        console.say("the package comes without a judge, so that fidelity stays unknown: give one with --judge DIR")
-    elif referee.mean is None:
-        console.say(
-            "the Fréchet distance stays unknown, for renders need scikit-image: pip install 'cascade_jax[scenes]'"
-        )
-    return referee
 
 
 def sampling_settings(bundle, given: dict[str, Any]) -> dict[str, Any]:

@@ -17,12 +17,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from cascade_jax import interrupts
+from cascade_jax import files, interrupts, pictures
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt
-from cascade_jax.evaluation import files
-from cascade_jax.evaluation.compare import acceptance_figures, machine
-from cascade_jax.evaluation.metrics.judge import Referee
+from cascade_jax.evaluation.figures import acceptance_figures
+from cascade_jax.evaluation.files import write_png
+from cascade_jax.evaluation.metrics import Album, Gauge
+from cascade_jax.measure.clock import machine
 from cascade_jax.methods import Method
 from cascade_jax.pipeline import Report
 from cascade_jax.sampling import Sampling
@@ -77,13 +78,11 @@ def draw(
     seed: int,
     batch: int,
     sampling: Sampling,
-    referee: Referee | None = None,
 ) -> Iterator[int]:
     """Draws the pictures of these numbers, in batches of one size, into NUMBER.png and NUMBER.json.
 
     Args:
       prompts: of all pictures, by number.
-      referee: judges fidelity, which goes into the record.
 
     Yields:
       How many pictures were just written.
@@ -92,13 +91,11 @@ def draw(
         own = list(numbers[start : start + batch])
         drawn = by_name.draw_numbers(bundle, method, prompts, own, seed, sampling, batch)
         texts = [prompts[number] for number in own]
-        shares = None if referee is None else referee.fidelity(drawn.images, texts)
         for row, number in enumerate(own):
             own_record = {"number": number, "prompt": texts[row], "seed": seed, "process": jax.process_index()}
             own_record |= {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
-            own_record["fidelity"] = None if shares is None else float(shares[row])
             note = {"Description": texts[row], "Comment": f"{method.name}, seed {seed}, picture {number}"}
-            files.write_png(folder / f"{number:06d}.png", drawn.images[row], **note)
+            write_png(folder / f"{number:06d}.png", drawn.images[row], **note)
             files.write_json(_record(folder, number), own_record)
         yield len(own)
 
@@ -139,21 +136,33 @@ def stats(found: Sequence[dict[str, Any]]) -> Report:
     return Report(**{name: np.array([own[name] for own in found]) for name in names})
 
 
-def report(folder: pathlib.Path, count: int, job: dict[str, Any]) -> dict[str, Any]:
-    """Writes report.json over all records, and returns it: means over pictures, or over steps."""
-    found_records = records(folder, count)
-    shares = [own["fidelity"] for own in found_records]
-    processes = [own["process"] for own in found_records]
-    found = {
+def album(folder: pathlib.Path, texts: Sequence[str]) -> Album:
+    """The pictures in a folder, of these captions by number."""
+    paths = [folder / f"{number:06d}.png" for number in range(len(texts))]
+    return Album(texts, lambda: map(pictures.read, paths), paths, folder)
+
+
+def report(
+    folder: pathlib.Path, prompts: Sequence[str], job: dict[str, Any], gauges: Sequence[Gauge] = ()
+) -> dict[str, Any]:
+    """Writes report.json over all records, and returns it: means over pictures, or over steps.
+
+    Args:
+      gauges: measure the pictures; a report holds the means of what they find.
+    """
+    found = records(folder, len(prompts))
+    processes = [own["process"] for own in found]
+    values = {gauge.name: gauge.measure(album(folder, prompts), None) for gauge in gauges}
+    content = {
         **job,
         "machine": machine(),
-        "pictures": count,
+        "pictures": len(prompts),
         "by_process": {str(process): processes.count(process) for process in sorted(set(processes))},
-        **acceptance_figures(stats(found_records)),
-        "fidelity": None if None in shares else float(np.mean(shares)),
+        **acceptance_figures(stats(found)),
+        **{name: None if value is None else float(np.mean(value)) for name, value in values.items()},
     }
-    files.write_json(folder / REPORT, found)
-    return found
+    files.write_json(folder / REPORT, content)
+    return content
 
 
 def _record(folder: pathlib.Path, number: int) -> pathlib.Path:

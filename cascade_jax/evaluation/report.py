@@ -1,99 +1,103 @@
-"""What a run folder says: a report in Markdown and in HTML, with tables, curves and grids of pictures."""
+"""What a run folder says: a report in JSON, Markdown and HTML, with tables, curves and grids of pictures."""
 
 import html
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from cascade_jax import pictures
-from cascade_jax.evaluation import compare, files, jobs
-from cascade_jax.evaluation.compare import Measured
+from cascade_jax import files, pictures
+from cascade_jax.evaluation import curves, jobs, tables
+from cascade_jax.evaluation.grid import grid
+from cascade_jax.evaluation.metrics import Measured
+from cascade_jax.evaluation.metrics.speed import SPEEDUP
+from cascade_jax.evaluation.metrics.steps import ALPHA
+from cascade_jax.measure.clock import machine
 from cascade_jax.text.captions import Caption
 
 RECORDS = "records.jsonl"
+GRID_ROWS = 6
 PICTURES_SHOWN = 24  # rows of the HTML report's grid
 
-_QUALITY = (
-    ("fidelity", "fidelity"),
-    ("clip", "CLIP cosine"),
-    ("frechet", "Fréchet distance to renders"),
-    ("fid", "FID"),
-    ("divergence", "divergence"),
-)
 
+def build(
+    figures: dict[str, dict[str, Any]],
+    prompts: Sequence[str],
+    *,
+    timed: int,
+    model: str,
+    tree: str | None,
+    seed: int,
+    sampling: dict[str, float],
+    command: str,
+    cautions: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The whole report, as report.json holds it.
 
-def by_category(measured: dict[str, Measured], captions: Sequence[Caption]) -> dict[str, dict[str, dict[str, float]]]:
-    """Figures of every category of captions and every method; empty where captions have none.
-
-    Returns:
-      {category: {label: {"pictures", "alpha", and of what is known "fidelity", "clip"}}}, categories by name.
+    Args:
+      figures: as of `figures.summarise`.
+      prompts: of all pictures.
+      timed: how many of them were drawn with a clock.
+      tree: the one tree that all methods that draft do so on; None if each has its own.
+      cautions: sentences, without a full stop, that whoever reads the figures must know.
     """
-    found = {}
-    for category in sorted({caption.category for caption in captions if caption.category}):
-        rows = np.array([row for row, caption in enumerate(captions) if caption.category == category])
-        found[category] = {}
-        for label, own in measured.items():
-            steps = np.maximum(np.sum(own.stats.steps[rows]), 1)
-            figures = {"pictures": len(rows), "alpha": float(np.sum(own.stats.accepted[rows]) / steps)}
-            known = {"fidelity": own.fidelity, "clip": own.clip}
-            figures |= {name: float(np.mean(x[rows])) for name, x in known.items() if x is not None}
-            found[category][label] = figures
-    return found
+    about = machine()
+    return {
+        "model": model,
+        "device": about["device"],
+        "tree": tree or "each method's own",
+        "count": timed,
+        "pictures": len(prompts),
+        "seed": seed,
+        "sampling": sampling,
+        "command": command,
+        "machine": about,
+        "methods": figures,
+        "prompts": list(prompts[:timed]),
+        "cautions": list(cautions),
+    }
 
 
-def figure(report: dict[str, Any]):
-    """What is known of quality over speed, as a matplotlib figure; variants of a method are joined by a line."""
-    from matplotlib.figure import Figure  # slow to import
-
-    methods = report["methods"]
-    speed, title = "speedup", "speedup over AR"
-    if any(figures["speedup"] is None for figures in methods.values()):
-        speed, title = "target_steps", "target steps per picture"
-    panels = [panel for panel in _QUALITY if all(figures[panel[0]] is not None for figures in methods.values())]
-    page = Figure(figsize=(5.2 * len(panels), 4.2), layout="constrained")
-    names = list(dict.fromkeys(figures["method"] for figures in methods.values()))
-    for axes, (key, what) in zip(np.atleast_1d(page.subplots(1, len(panels))), panels):
-        for number, name in enumerate(names):
-            own = sorted((f for f in methods.values() if f["method"] == name), key=lambda f: f[speed])
-            x, y = np.array([f[speed] for f in own]), np.array([f[key] for f in own])
-            errors = {"xerr": _spread(own, speed, x), "yerr": _spread(own, key, y)}
-            axes.errorbar(x, y, **errors, marker="o", markersize=4, linewidth=1, capsize=2, color=f"C{number % 10}")
-        for label, figures in methods.items():
-            axes.annotate(label, (figures[speed], figures[key]), (5, 4), textcoords="offset points", fontsize=8)
-        axes.set(xlabel=title, ylabel=what)
-        axes.spines[["top", "right"]].set_visible(False)
-    return page
+def picture_grid(shown: Mapping[str, Sequence[np.ndarray]], report: dict[str, Any], prompts: Sequence[str]):
+    """The first pictures of every method, with alpha and speedup under its name."""
+    count = min(GRID_ROWS, len(prompts))
+    columns = [(name, _caption(figures)) for name, figures in report["methods"].items()]
+    rows = [[own[row] for own in shown.values()] for row in range(count)]
+    return grid(rows, prompts[:count], columns)
 
 
-def _spread(methods: Sequence[dict[str, Any]], key: str, values: np.ndarray) -> np.ndarray | None:
-    """Distances [2, n] to the ends of the intervals; None where there are none."""
-    if not all(key in figures["intervals"] for figures in methods):
-        return None
-    ends = np.array([figures["intervals"][key] for figures in methods]).T
-    return np.abs(ends - values)
+def first_pictures(folder: pathlib.Path, labels: Sequence[str], count: int) -> dict[str, list[np.ndarray]]:
+    """The pictures of a run folder that a grid shows, of each method."""
+    numbers = range(min(GRID_ROWS, count))
+    return {label: [pictures.read(folder / label / f"{number:06d}.png") for number in numbers] for label in labels}
+
+
+def _caption(figures: dict[str, Any]) -> str:
+    if figures["tree"] == "root":
+        return "token by token"
+    faster = "" if figures[SPEEDUP.name] is None else f", {figures[SPEEDUP.name]:.1f}x"
+    return f"alpha {figures[ALPHA.name]:.2f}{faster}"
 
 
 def markdown(report: dict[str, Any]) -> str:
     """The report as Markdown."""
-    lines = [compare.markdown(report), "![Quality over speed](curves.png)", "", "![Pictures](grid.png)", ""]
+    lines = [tables.markdown(report), "![Quality over speed](curves.png)", "", "![Pictures](grid.png)", ""]
     if report["compile_seconds"] is not None:
         lines.append(
             f"Compilation, which no time includes, took {report['compile_seconds']:.1f} s in the run that wrote this."
         )
-    lines += [f"**Careful:** {text}." for text in report["cautions"]]
     for title, head, body in _category_tables(report):
-        lines += ["", f"## {title}", "", *compare.markdown_table(head, body)]
+        lines += ["", f"## {title}", "", *tables.markdown_table(head, body)]
     return "\n".join(lines) + "\n"
 
 
 def page(report: dict[str, Any], captions: Sequence[Caption]) -> str:
     """The report as HTML, to be opened in the run folder, whose pictures it shows."""
-    head, *rows = compare.rows(report)
+    head, *rows = tables.rows(report["methods"])
     text = html.escape
-    methods, about = compare.notes(report)
+    methods, about = tables.notes(report)
     sections = [
         f"<h1>{text(report['model'])}: methods compared</h1>",
         f"<pre>{text(report['command'])}</pre>",
@@ -126,22 +130,22 @@ def write(
     """Writes report.json, report.md, report.html, curves.png and grid.png, all or none, and records.jsonl per method.
 
     Args:
-      report: as of `compare.build`, and "compile_seconds", "cautions" and "categories" (see `by_category`).
+      report: as of `build`, and "compile_seconds" and "categories" (see `figures.by_category`).
     """
-    for label in measured:
-        rows = [json.dumps(record, ensure_ascii=False) for record in jobs.records(folder / label, len(captions))]
-        with files.whole(folder / label / RECORDS) as temporary:
-            temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
-    first = [caption.number for caption in captions[: compare.GRID_ROWS]]
-    shown = {label: [pictures.read(folder / label / f"{number:06d}.png") for number in first] for label in measured}
     texts = [caption.text for caption in captions]
+    for label, own in measured.items():
+        values = {name: found for name, found in own.values.items() if isinstance(found, np.ndarray)}
+        with files.whole(folder / label / RECORDS) as temporary, open(temporary, "w", encoding="utf-8") as stream:
+            for number, record in enumerate(jobs.records(folder / label, len(captions))):
+                row = record | {name: float(found[number]) for name, found in values.items()}
+                stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+    shown = first_pictures(folder, list(measured), len(captions))
     with files.published(folder) as temporary:
-        stored = json.dumps(report, indent=2, ensure_ascii=False)
-        (temporary / "report.json").write_text(stored + "\n", encoding="utf-8")
+        files.write_json(temporary / "report.json", report)
         (temporary / "report.md").write_text(markdown(report), encoding="utf-8")
         (temporary / "report.html").write_text(page(report, captions), encoding="utf-8")
-        figure(report).savefig(temporary / "curves.png", dpi=130)
-        compare.picture_grid(shown, report, texts).save(temporary / "grid.png")
+        curves.figure(report["methods"]).savefig(temporary / "curves.png", dpi=130)
+        picture_grid(shown, report, texts).save(temporary / "grid.png")
 
 
 def _category_tables(report: dict[str, Any]) -> list[tuple[str, list[str], list[list[str]]]]:

@@ -9,24 +9,24 @@ import hashlib
 import itertools
 import json
 import pathlib
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from cascade_jax import files
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, default_sampling
-from cascade_jax.evaluation import files
-from cascade_jax.evaluation.compare import acceptance_figures, machine
-from cascade_jax.evaluation.metrics.judge import Referee
-from cascade_jax.methods import Method
+from cascade_jax.evaluation import curves, figures, run, tables
+from cascade_jax.evaluation.metrics import METRICS, Album, Gauge, Measured
+from cascade_jax.evaluation.metrics.distribution import DIVERGENCE
+from cascade_jax.evaluation.metrics.metric import PICTURES
+from cascade_jax.evaluation.metrics.speed import SPEEDUP
+from cascade_jax.evaluation.metrics.steps import FEWER_STEPS, TARGET_STEPS
+from cascade_jax.measure import clock
+from cascade_jax.methods import AR, CASCADE, Method
 from cascade_jax.sampling import Sampling
-from cascade_jax.training.data import fingerprint
-
-FIDELITY_LOSS = 0.02
-FRECHET_GROWTH = 1.10
 
 
 def grid(
@@ -45,7 +45,7 @@ def grid(
       ValueError: if a value is out of range or a tree unknown.
     """
     return [
-        by_name.method("cascade", bundle, tree=tree, tau_pos=pos, tau_seq=seq, budget=budget, ledger=ledger, mass=mass)
+        by_name.method(CASCADE, bundle, tree=tree, tau_pos=pos, tau_seq=seq, budget=budget, ledger=ledger, mass=mass)
         for tree, ledger, mass, pos, seq, budget in itertools.product(trees, ledgers, masses, tau_pos, tau_seq, budgets)
     ]
 
@@ -56,7 +56,7 @@ def sweep(
     references: Sequence[Method],
     prompts: Sequence[str],
     *,
-    referee: Referee | None,
+    gauges: Sequence[Gauge],
     seed: int = 0,
     timed: int = 3,
     sampling: Sampling | None = None,
@@ -69,82 +69,74 @@ def sweep(
       points: see `grid`.
       references: other methods; "ar" must be among them.
       prompts: one picture is drawn for each, at every point.
-      referee: None leaves quality unknown and chooses nothing.
+      gauges: of metrics that look at pictures; without any quality stays unknown, and nothing is chosen.
       timed: pictures to time a step with; 0 takes every step to cost the same.
       memory: a file that keeps finished points, a line each. What it holds of this model, these prompts and this
         method, seed and sampling is not measured again.
       progress: called with a finished point, how many are finished, and how many there are.
 
     Returns:
-      {"machine", "pictures", "seed", "sampling", "points": [...], "chosen"}: each point its method, tree, settings,
-      acceptance figures, `fidelity`, `frechet`, `step_speedup` (fewer target steps than "ar") and `speedup` (the same
-      weighted with what a step of its program takes at batch 1); `chosen` as `choose` does.
+      {"machine", "pictures", "seed", "sampling", "points": [...], "chosen"}: each point its figures as of
+      `figures.summarise`, of which `step_speedup` has fewer target steps than "ar" and `speedup` the same weighted with
+      what a step of its program takes at batch 1, its `step_seconds`; `chosen` as `choose` does.
     """
     sampling = (default_sampling(bundle.config) if sampling is None else sampling).checked()
     methods = [*references, *points]
     known = {} if memory is None else _recalled(memory)
-    what = None if memory is None else _digest(bundle, prompts, seed, sampling, referee)
+    what = None if memory is None else _digest(bundle, prompts, seed, sampling, gauges)
     measured = []
     for method in methods:
         key = json.dumps([what, method.name, by_name.tree_name(method.tree), method.settings])
         if key not in known:
-            known[key] = _measure(bundle, method, prompts, seed, sampling, referee)
+            known[key] = _measure(bundle, method, prompts, seed, sampling, gauges)
             if memory is not None:
                 _remember(memory, key, known[key])
         measured.append(known[key])
         if progress is not None:
             progress(measured[-1], len(measured), len(methods))
     costs = _step_seconds(bundle, methods, prompts[:timed], seed, sampling)
-    (base,) = (point for point in measured if point["method"] == "ar")
-    (base_cost,) = (cost for (name, *_), cost in costs.items() if name == "ar")
+    (base,) = (point for point in measured if point["method"] == AR)
+    (base_cost,) = (cost for (name, *_), cost in costs.items() if name == AR)
     for method, point in zip(methods, measured):
         cost = costs[_program(method)]
-        point["step_speedup"] = base["target_steps"] / point["target_steps"]
+        point[FEWER_STEPS.name] = base[TARGET_STEPS.name] / point[TARGET_STEPS.name]
         point["step_seconds"] = cost
-        point["speedup"] = point["step_speedup"] * (base_cost / cost if cost else 1.0)
+        point[SPEEDUP.name] = point[FEWER_STEPS.name] * (base_cost / cost if cost else 1.0)
     knobs = {name: None if knob is None else float(knob) for name, knob in vars(sampling).items()}
-    result = {"machine": machine(), "pictures": len(prompts), "seed": seed, "sampling": knobs, "points": measured}
+    result = {"machine": clock.machine(), "pictures": len(prompts), "seed": seed, "sampling": knobs, "points": measured}
     return {**result, "chosen": choose(measured)}
 
 
 def choose(points: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The fastest cascade whose fidelity is within 0.02 of AR's and whose Fréchet distance is within 10 %; None if
-    there is none, or quality was not measured."""
-    (base,) = (point for point in points if point["method"] == "ar")
-    if base["fidelity"] is None:
+    """The fastest cascade that keeps AR's quality by every metric that has a bar; None if there is none, or quality was
+    not measured."""
+    (base,) = (point for point in points if point["method"] == AR)
+    barred = [metric for metric in METRICS if metric.bar is not None and base.get(metric.name) is not None]
+    if not barred:
         return None
-
-    def good(point):
-        near = point["fidelity"] >= base["fidelity"] - FIDELITY_LOSS
-        return near and (base["frechet"] is None or point["frechet"] <= FRECHET_GROWTH * base["frechet"])
-
-    fit = [point for point in points if point["method"] == "cascade" and good(point)]
-    return max(fit, key=lambda point: point["speedup"], default=None)
+    good = lambda point: all(metric.keeps(point.get(metric.name), base[metric.name]) for metric in barred)
+    fit = [point for point in points if point["method"] == CASCADE and good(point)]
+    return max(fit, key=lambda point: point[SPEEDUP.name], default=None)
 
 
 def config_line(point: dict[str, Any]) -> str:
     """A point as the model's config.json wants it."""
-    return f'"cascade": {json.dumps({**point["settings"], "tree": point["tree"]})}'
+    return f'"{CASCADE}": {json.dumps({**point["settings"], "tree": point["tree"]})}'
 
 
-def _measure(bundle, method, prompts, seed, sampling, referee) -> dict[str, Any]:
+def _measure(bundle, method, prompts, seed, sampling, gauges) -> dict[str, Any]:
     batches = [batch for _, batch in by_name.draw_all(bundle, method, prompts, seed, sampling)]
     drawn = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
-    return {
-        "method": method.name,
-        "tree": by_name.tree_name(method.tree),
-        "settings": method.settings,
-        **acceptance_figures(drawn.stats),
-        "fidelity": None if referee is None else float(np.mean(referee.fidelity(drawn.images, prompts))),
-        "frechet": None if referee is None else referee.frechet(drawn.images),
-    }
+    album = Album.of(drawn.images, prompts)
+    values = {gauge.name: gauge.measure(album, None) for gauge in gauges}
+    return figures.summarise({"": Measured(method, np.zeros(0), drawn.stats, values)})[""]
 
 
-def _digest(bundle: Bundle, prompts: Sequence[str], seed: int, sampling: Sampling, referee: Referee | None) -> str:
+def _digest(bundle: Bundle, prompts: Sequence[str], seed: int, sampling: Sampling, gauges: Sequence[Gauge]) -> str:
     """What a point's figures depend on besides its method."""
-    models = [fingerprint(bundle.params[part]) for part in ("target", "drafter") if bundle.params[part] is not None]
     knobs = [None if knob is None else float(knob) for knob in vars(sampling).values()]
-    return hashlib.sha256(json.dumps([models, list(prompts), seed, knobs, referee is not None]).encode()).hexdigest()
+    what = [run.weights_of(bundle), list(prompts), seed, knobs, [gauge.name for gauge in gauges]]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
 def _recalled(memory: pathlib.Path) -> dict[str, dict[str, Any]]:
@@ -167,116 +159,118 @@ def _program(method: Method) -> tuple:
 
 def _step_seconds(bundle, methods, prompts, seed, sampling) -> dict[tuple, float | None]:
     """Seconds per target step at batch 1, pictures' other costs included, for every program; None without prompts."""
-    kinds = {_program(method): method for method in methods}
-    taken: dict[tuple, list[float]] = {kind: [] for kind in kinds}
     if not prompts:
-        return dict.fromkeys(kinds)
-    for number in (0, *range(len(prompts))):  # the first round compiles and is dropped
-        for kind, method in kinds.items():
+        return dict.fromkeys(map(_program, methods))
+
+    def player(method):
+        def play(number):
             (prompt,) = bundle.encode([prompts[number]])
-            begin = time.perf_counter()
-            drawn = by_name.draw_one(bundle, method, prompt, seed, number, sampling)
-            taken[kind].append((time.perf_counter() - begin) / int(drawn.stats.steps[0]))
-    return {kind: float(np.median(seconds[1:])) for kind, seconds in taken.items()}
+            seconds, drawn = clock.timed(by_name.draw_one, bundle, method, prompt, seed, number, sampling)
+            return seconds / int(drawn.stats.steps[0])
 
+        return play
 
-_COLUMNS = (
-    ("speedup", "speedup", "{:.2f}"),
-    ("fewer steps", "step_speedup", "{:.2f}"),
-    ("alpha", "alpha", "{:.2f}"),
-    ("nominal", "nominal", "{:.3f}"),
-    ("coupled", "coupled", "{:.3f}"),
-    ("divergence", "divergence", "{:.3f}"),
-    ("fidelity", "fidelity", "{:.3f}"),
-    ("Fréchet", "frechet", "{:.2f}"),
-)
+    players = {_program(method): player(method) for method in methods}
+    taken = [found for _, found in clock.take_turns(players, range(len(prompts)))]
+    return {kind: float(np.median([found[kind] for found in taken])) for kind in players}
 
 
 def label(point: dict[str, Any]) -> str:
     """A point in a few words."""
     s = point["settings"]
-    if point["method"] != "cascade":
+    if point["method"] != CASCADE:
         return point["method"]
     words = [f"{s['tau_pos']:g}", f"{s['tau_seq']:g}", f"{s['budget']:g}", s["ledger"]]
     return " ".join([*words, "next mass"] if s["mass"] == "next" else words)
 
 
+def words(point: dict[str, Any]) -> str:
+    """A finished point, and what was found of it so far, in a line."""
+    shown = [metric for metric in tables.known({"": point}) if metric.interval or metric.axis]
+    found = ", ".join(f"{metric.name} {metric.form.format(point[metric.name])}" for metric in shown)
+    return f"{label(point)} on {point['tree']}: {found}"
+
+
 def markdown(result: dict[str, Any], command: str) -> str:
     """The sweep as Markdown, fastest first."""
-    head = ["method (tau_pos, tau_seq, budget, ledger)", "tree", *(title for title, _, _ in _COLUMNS)]
-    lines = ["# Speed against quality", "", f"    {command}", "", "| " + " | ".join(head) + " |"]
-    lines.append("|---|---" + "|---:" * len(_COLUMNS) + "|")
-    for point in sorted(result["points"], key=lambda point: -point["speedup"]):
-        cells = ["–" if point[key] is None else form.format(point[key]) for _, key, form in _COLUMNS]
-        name = f"**{label(point)}**" if point is result["chosen"] else label(point)
-        lines.append("| " + " | ".join([name, point["tree"], *cells]) + " |")
-    chosen = result["chosen"]
-    lines += [
-        "",
-        f"{result['pictures']} pictures a point, seed {result['seed']}, on {result['machine']['device']}. Speedup is "
-        "the ratio of target steps times the ratio of what a step takes at batch 1.",
-        "",
-        f"Fastest with fidelity within {FIDELITY_LOSS} of AR's and Fréchet distance within 10 %: "
-        + (f"`{config_line(chosen)}`" if chosen else "none (or quality was not measured)."),
-    ]
-    return "\n".join(lines) + "\n"
+    points, chosen = sorted(result["points"], key=lambda point: -point[SPEEDUP.name]), result["chosen"]
+    head, *body = tables.rows(dict(enumerate(points)))
+    head[0] = "method (tau_pos, tau_seq, budget, ledger)"
+    for point, cells in zip(points, body):
+        cells[0] = f"**{label(point)}**" if point is chosen else label(point)
+    within = " and ".join(metric.within for metric in METRICS if metric.within)
+    return "\n".join(
+        [
+            "# Speed against quality",
+            "",
+            f"    {command}",
+            "",
+            *tables.markdown_table(head, body),
+            "",
+            f"{result['pictures']} pictures a point, seed {result['seed']}, on {result['machine']['device']}. Speedup "
+            "is the ratio of target steps times the ratio of what a step takes at batch 1.",
+            "",
+            f"Fastest with {within}: "
+            + (f"`{config_line(chosen)}`" if chosen else "none (or quality was not measured)."),
+            "",
+        ]
+    )
 
 
-def figure(result: dict[str, Any], *, curves: Sequence[Sequence[dict[str, Any]]] = (), speed: str = "step_speedup"):
+def figure(result: dict[str, Any], *, joined: Sequence[Sequence[dict[str, Any]]] = (), speed: str = FEWER_STEPS.name):
     """Quality over speed, as a matplotlib figure.
 
     Args:
-      curves: points to be joined by a line each, with their thresholds beside them.
+      joined: points to be joined by a line each, with their thresholds beside them.
       speed: "step_speedup", the reduction of target steps, or "speedup".
     """
-    from matplotlib.figure import Figure  # slow to import
-
     points = result["points"]
-    (base,) = (point for point in points if point["method"] == "ar")
-    panels = [
-        (key, title, bar)
-        for key, title, bar in (
-            ("fidelity", "fidelity", (base["fidelity"] or 0) - FIDELITY_LOSS),
-            ("frechet", "Fréchet distance to renders", FRECHET_GROWTH * (base["frechet"] or 0)),
-            ("fid", "FID", None),
-        )
-        if base.get(key) is not None
-    ] or [("divergence", "divergence", None)]
-    page = Figure(figsize=(6.2 * len(panels), 4.6), layout="constrained")
-    cascades = [point for point in points if point["method"] == "cascade"]
-    kinds = sorted({(point["tree"], point["settings"]["ledger"]) for point in cascades})
-    for axes, (key, title, bar) in zip(np.atleast_1d(page.subplots(1, len(panels))), panels):
-        for number, kind in enumerate(kinds):
-            chosen = [point for point in cascades if (point["tree"], point["settings"]["ledger"]) == kind]
-            xs, ys = [p[speed] for p in chosen], [p[key] for p in chosen]
-            name = f"cascade, {kind[0] if len(kind[0]) < 20 else 'own tree'}, {kind[1]}"
-            axes.scatter(xs, ys, s=18, alpha=0.75, color=f"C{number % 10}", label=name, linewidths=0)
-        for point in points:
-            if point["method"] != "cascade":
-                axes.scatter(point[speed], point[key], marker="D", s=28, color="black")
-                axes.annotate(point["method"], (point[speed], point[key]), (5, 4), textcoords="offset points")
-        for own in curves:
-            kind = own[0]["tree"], own[0]["settings"]["ledger"]
-            axes.plot([p[speed] for p in own], [p[key] for p in own], color=f"C{kinds.index(kind) % 10}", linewidth=1)
-            for p in own:
-                taus = f"{p['settings']['tau_pos']:g}, {p['settings']['tau_seq']:g}"
-                axes.annotate(taus, (p[speed], p[key]), (4, -9), textcoords="offset points", fontsize=6, color="grey")
+    (base,) = (point for point in points if point["method"] == AR)
+    panels = [metric for metric in curves.quality(points) if metric.kind == PICTURES] or [DIVERGENCE]
+    page, columns = curves.panelled(panels, 6.2, 4.6)
+    words = {FEWER_STEPS.name: "times fewer target steps than AR", SPEEDUP.name: "speedup over AR"}
+    for axes, metric in zip(columns, panels):
+        key = metric.name
+        _scatter(axes, points, joined, speed, key)
         if result["chosen"]:
             spot = result["chosen"][speed], result["chosen"][key]
             axes.scatter(*spot, marker="*", s=190, facecolors="none", edgecolors="red", label="chosen")
-        if bar is not None:
-            axes.axhline(bar, color="grey", linewidth=0.8, linestyle="--")
-        words = {"step_speedup": "times fewer target steps than AR", "speedup": "speedup over AR"}
-        axes.set(xlabel=words[speed], ylabel=title)
-        axes.spines[["top", "right"]].set_visible(False)
-    page.axes[0].legend(fontsize=8)
+        if metric.bar is not None:
+            axes.axhline(metric.bar(base[key]), color="grey", linewidth=0.8, linestyle="--")
+        axes.set(xlabel=words[speed], ylabel=metric.axis)
+        curves.widen(axes)
+    columns[0].legend(fontsize=8)
     return page
+
+
+def _scatter(axes, points, joined, speed: str, key: str) -> None:
+    """Cascades by tree and ledger, other methods by name, and lines through what is joined."""
+    cascades = [point for point in points if point["method"] == CASCADE]
+    kinds = sorted({_kind(point) for point in cascades})
+    for number, kind in enumerate(kinds):
+        own = [point for point in cascades if _kind(point) == kind]
+        name = f"cascade, {kind[0] if len(kind[0]) < 20 else 'own tree'}, {kind[1]}"
+        style = {"s": 18, "alpha": 0.75, "color": f"C{number % 10}", "label": name, "linewidths": 0}
+        axes.scatter([p[speed] for p in own], [p[key] for p in own], **style)
+    for point in points:
+        if point["method"] != CASCADE:
+            axes.scatter(point[speed], point[key], marker="D", s=28, color="black")
+            axes.annotate(point["method"], (point[speed], point[key]), (5, 4), textcoords="offset points")
+    for own in joined:
+        colour = f"C{kinds.index(_kind(own[0])) % 10}"
+        axes.plot([p[speed] for p in own], [p[key] for p in own], color=colour, linewidth=1)
+        for p in own:
+            taus = f"{p['settings']['tau_pos']:g}, {p['settings']['tau_seq']:g}"
+            axes.annotate(taus, (p[speed], p[key]), (4, -9), textcoords="offset points", fontsize=6, color="grey")
+
+
+def _kind(point: dict[str, Any]) -> tuple[str, str]:
+    return point["tree"], point["settings"]["ledger"]
 
 
 def write(folder: pathlib.Path, result: dict[str, Any], command: str) -> None:
     """Writes sweep.json, sweep.md and sweep.png, all or none."""
     with files.published(folder) as temporary:
-        stored = json.dumps({"command": command, **result}, indent=2, ensure_ascii=False)
-        (temporary / "sweep.json").write_text(stored + "\n", encoding="utf-8")
+        files.write_json(temporary / "sweep.json", {"command": command, **result})
         (temporary / "sweep.md").write_text(markdown(result, command), encoding="utf-8")
         figure(result).savefig(temporary / "sweep.png", dpi=130)

@@ -1,4 +1,4 @@
-"""How fast it is, here and on machines that are not at hand: benchmarks and the best tree.
+"""How fast it is, here and on machines that are not at hand: clock, benchmarks, plans and the best tree.
 
-May import evaluation and what lies below; no picture's quality is judged here.
+May import methods, pipeline and what lies below; no picture's quality is judged here.
 """

@@ -19,14 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from rich.table import Table
 
-from cascade_jax import decode, pipeline, platforms
+from cascade_jax import decode, files, pipeline, platforms
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract, default_sampling, laid_out
 from cascade_jax.draft import Draft
 from cascade_jax.drafters.eagle import EagleConfig
-from cascade_jax.evaluation import files
-from cascade_jax.evaluation.compare import machine
-from cascade_jax.methods import Method
+from cascade_jax.measure.clock import machine
+from cascade_jax.methods import AR, Method
 from cascade_jax.models import chameleon, janus, llamagen
 from cascade_jax.models.vq import DS16
 from cascade_jax.sampling import Sampling
@@ -146,11 +145,11 @@ def bench(
     progress("the target by tree size")
     result["target_pass"] = _target_passes(bundle, prompts[:1], sampling, repeats)
     progress("the memory's limit")
-    strict = by_name.method("ar", bundle)
+    strict = by_name.method(AR, bundle)
     step = _loop(bundle, strict, prompts[:1], sampling, steps, repeats)["step"]
     weights, speed = _weight_bytes(bundle), bandwidth()
     read = weights / speed
-    result["ar"] = {"step": step, "weight_bytes": weights, "bandwidth": speed, "read": read, "ratio": step / read}
+    result[AR] = {"step": step, "weight_bytes": weights, "bandwidth": speed, "read": read, "ratio": step / read}
     progress("products of matrices")
     verified = _seconds_of_target(bundle, method.tree, prompts[:1], sampling, repeats)
     pixels = _seconds(bundle.images, jnp.zeros((1, bundle.length), jnp.int32), repeats=min(repeats, 3))
@@ -220,9 +219,9 @@ def projection(result: dict[str, Any], length: int, alpha: float) -> dict[str, f
     A picture is a prefill, which yields the first token, steps that yield `alpha` + 1 tokens each, and pixels.
     """
     around = result["prefill"] + result["report"]["pixels"]
-    ar = around + (length - 1) * result["ar"]["step"]
+    ar = around + (length - 1) * result[AR]["step"]
     drawn = around + (length - 1) / (alpha + 1) * result["loop"]
-    return {"alpha": alpha, "ar": ar, "seconds": drawn, "speedup": ar / drawn}
+    return {"alpha": alpha, AR: ar, "seconds": drawn, "speedup": ar / drawn}
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -380,7 +379,7 @@ def _bytes(tree, dtype) -> int:
 def _pairs(result: dict[str, Any]) -> list[tuple[str, str]]:
     """The result's single figures, named, as text."""
     ms = lambda seconds: f"{1e3 * seconds:.2f} ms"
-    ar = result["ar"]
+    ar = result[AR]
     return [
         ("prefill", ms(result["prefill"])),
         *((part, ms(seconds)) for part, seconds in result["parts"].items()),
@@ -427,7 +426,7 @@ def _projection_pairs(method: str, projected: dict[str, float] | None) -> list[t
 
 def _batch_rows(result: dict[str, Any]) -> list[list[str]]:
     """A head, then step times and pictures per second by batch."""
-    names = ("ar", result["method"])
+    names = (AR, result["method"])
     table = [["batch", *(f"{name} {what}" for name in names for what in ("step", "pictures/s", "against batch 1"))]]
     first = next((row for row in result["batches"] if "skipped" not in row), None)
     for row in result["batches"]:

@@ -1,4 +1,4 @@
 """The paper's tables and figures, its own numbers, and traces of single pictures.
 
-May import measure, evaluation and what lies below.
+May import evaluation, measure, drafters and what lies below.
 """

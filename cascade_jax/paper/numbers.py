@@ -6,6 +6,8 @@ draft is accepted; elsewhere it is the mean number of accepted drafts per step.
 
 from typing import NamedTuple
 
+from cascade_jax.methods import AR, CASCADE, EAGLE, GSD, LANTERN, LANTERN_PP
+
 LLAMAGEN, LUMINA, JANUS = "LlamaGen-XL-Stage2", "Lumina-mGPT-7B-768", "JanusPro-7B"
 COCO, PARTI = "MSCOCO 2017", "Parti-Prompts"
 
@@ -26,36 +28,39 @@ class Numbers(NamedTuple):
     clip: float | None
 
 
+# How the paper prints them.
+FORMS = Numbers(speedup="{:.1f}x", alpha="{:.1f}", fid="{:.1f}", clip="{:.2f}")._asdict()
+
 # Table 1: methods, all on EAGLE-1 drafters, by model and captions.
 TABLE_1 = {
     (LLAMAGEN, COCO): {
-        "ar": Numbers(1.0, 1.0, 40.5, 0.29),
-        "eagle": Numbers(1.8, 1.3, 40.8, 0.29),
-        "lantern": Numbers(1.7, 1.4, 47.4, 0.29),
-        "lantern++": Numbers(1.9, 1.9, 42.1, 0.29),
-        "gsd": Numbers(2.8, 2.6, 37.7, 0.29),
-        "cascade": Numbers(3.3, 3.8, 40.4, 0.29),
+        AR: Numbers(1.0, 1.0, 40.5, 0.29),
+        EAGLE: Numbers(1.8, 1.3, 40.8, 0.29),
+        LANTERN: Numbers(1.7, 1.4, 47.4, 0.29),
+        LANTERN_PP: Numbers(1.9, 1.9, 42.1, 0.29),
+        GSD: Numbers(2.8, 2.6, 37.7, 0.29),
+        CASCADE: Numbers(3.3, 3.8, 40.4, 0.29),
     },
     (LLAMAGEN, PARTI): {
-        "ar": Numbers(1.0, 1.0, None, 0.27),
-        "eagle": Numbers(1.8, 1.4, None, 0.27),
-        "lantern": Numbers(1.7, 1.4, None, 0.27),
-        "lantern++": Numbers(2.1, 1.9, None, 0.27),
-        "gsd": Numbers(1.7, 1.6, None, 0.26),
-        "cascade": Numbers(3.4, 3.9, None, 0.28),
+        AR: Numbers(1.0, 1.0, None, 0.27),
+        EAGLE: Numbers(1.8, 1.4, None, 0.27),
+        LANTERN: Numbers(1.7, 1.4, None, 0.27),
+        LANTERN_PP: Numbers(2.1, 1.9, None, 0.27),
+        GSD: Numbers(1.7, 1.6, None, 0.26),
+        CASCADE: Numbers(3.4, 3.9, None, 0.28),
     },
     (LUMINA, COCO): {
-        "ar": Numbers(1.0, 1.0, 29.4, 0.33),
-        "eagle": Numbers(2.1, 1.8, 28.8, 0.33),
-        "lantern++": Numbers(2.4, 1.7, 33.2, 0.33),
-        "gsd": Numbers(2.5, 2.5, 31.0, 0.33),
-        "cascade": Numbers(3.0, 2.6, 31.3, 0.33),
+        AR: Numbers(1.0, 1.0, 29.4, 0.33),
+        EAGLE: Numbers(2.1, 1.8, 28.8, 0.33),
+        LANTERN_PP: Numbers(2.4, 1.7, 33.2, 0.33),
+        GSD: Numbers(2.5, 2.5, 31.0, 0.33),
+        CASCADE: Numbers(3.0, 2.6, 31.3, 0.33),
     },
     (JANUS, COCO): {
-        "ar": Numbers(1.0, 1.0, 27.0, 0.34),
-        "eagle": Numbers(1.3, 1.2, 26.4, 0.32),
-        "gsd": Numbers(1.2, 1.0, 25.9, 0.34),
-        "cascade": Numbers(1.8, 2.5, 27.1, 0.32),
+        AR: Numbers(1.0, 1.0, 27.0, 0.34),
+        EAGLE: Numbers(1.3, 1.2, 26.4, 0.32),
+        GSD: Numbers(1.2, 1.0, 25.9, 0.34),
+        CASCADE: Numbers(1.8, 2.5, 27.1, 0.32),
     },
 }
 
@@ -64,22 +69,22 @@ THRESHOLDS = {LLAMAGEN: (0.85, 0.5), LUMINA: (0.95, 0.925), JANUS: (0.85, 0.5)}
 
 # Table 2: the standard drafter and the paper's own, LlamaGen on MS-COCO; cascade at TABLE_2_THRESHOLDS.
 TABLE_2 = {
-    ("lantern++", "standard"): Numbers(1.9, 1.9, 42.1, 0.29),
-    ("lantern++", "ours"): Numbers(2.3, 2.3, 40.1, 0.29),
-    ("gsd", "standard"): Numbers(2.8, 2.6, 37.7, 0.29),
-    ("gsd", "ours"): Numbers(2.9, 2.9, 37.2, 0.29),
-    ("cascade", "standard"): Numbers(3.6, 3.9, 43.1, 0.29),
-    ("cascade", "ours"): Numbers(3.6, 4.0, 40.6, 0.29),
+    (LANTERN_PP, "standard"): Numbers(1.9, 1.9, 42.1, 0.29),
+    (LANTERN_PP, "ours"): Numbers(2.3, 2.3, 40.1, 0.29),
+    (GSD, "standard"): Numbers(2.8, 2.6, 37.7, 0.29),
+    (GSD, "ours"): Numbers(2.9, 2.9, 37.2, 0.29),
+    (CASCADE, "standard"): Numbers(3.6, 3.9, 43.1, 0.29),
+    (CASCADE, "ours"): Numbers(3.6, 4.0, 40.6, 0.29),
 }
 TABLE_2_THRESHOLDS = (0.8, 0.5)  # tau_pos, tau_seq
 
 # Table 3 (a): methods on an EAGLE-3 drafter, LlamaGen on Parti-Prompts; cascade at TABLE_3A_TAU_POS.
 TABLE_3A = {
-    "eagle": Numbers(1.6, 1.1, None, 0.28),
-    "lantern": Numbers(1.4, 1.1, None, 0.27),
-    "lantern++": Numbers(1.7, 1.4, None, 0.28),
-    "gsd": Numbers(1.4, 0.8, None, 0.27),
-    "cascade": Numbers(2.5, 2.8, None, 0.27),
+    EAGLE: Numbers(1.6, 1.1, None, 0.28),
+    LANTERN: Numbers(1.4, 1.1, None, 0.27),
+    LANTERN_PP: Numbers(1.7, 1.4, None, 0.28),
+    GSD: Numbers(1.4, 0.8, None, 0.27),
+    CASCADE: Numbers(2.5, 2.8, None, 0.27),
 }
 TABLE_3A_TAU_POS = 0.8
 
