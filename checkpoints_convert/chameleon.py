@@ -93,8 +93,8 @@ def _configure_hugging_face(style: str) -> Callable[[Source, Known], ChameleonCo
             ffn_dim=source.shape("model.layers.0.mlp.gate_proj.weight")[0],
             kv_heads=None if kv_heads == heads else kv_heads,
             vocab_size=vocab,
-            norm_eps=settings.get("rms_norm_eps", 1e-5),
-            rope_base=llama.rope_base(settings),
+            norm_eps=source.number(settings, "rms_norm_eps", 1e-5),
+            rope_base=llama.rope_base(source, settings),
             **_picture(style, source, known),
         )
 
@@ -123,8 +123,8 @@ def _configure_meta(style: str) -> Callable[[Source, Known], ChameleonConfig]:
             ffn_dim=source.shape("layers.0.feed_forward.w1.weight")[0],
             kv_heads=None if kv_heads == heads else kv_heads,
             vocab_size=vocab,
-            norm_eps=params.get("norm_eps", 1e-5),
-            rope_base=float(params.get("rope_theta", 10000)),
+            norm_eps=source.number(params, "norm_eps", 1e-5),
+            rope_base=float(source.number(params, "rope_theta", 10000)),
             **_picture(style, source, known),
         )
 

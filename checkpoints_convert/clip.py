@@ -90,7 +90,7 @@ def _tower(source: Source, name: str) -> TowerConfig:
         layers=layers,
         heads=heads,
         ffn_dim=ffn_dim,
-        norm_eps=settings.get("layer_norm_eps", 1e-5),
+        norm_eps=source.number(settings, "layer_norm_eps", 1e-5),
     )
 
 

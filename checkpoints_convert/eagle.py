@@ -91,7 +91,7 @@ def _configure(source: Source, known: Known) -> EagleConfig:
             settings.get("num_key_value_heads") or source.shape("layers.0.self_attn.k_proj.weight")[0] // head_dim,
             head_dim,
             source.shape("layers.0.mlp.gate_proj.weight")[0],
-            norm_eps=settings.get("rms_norm_eps", 1e-6),
+            norm_eps=source.number(settings, "rms_norm_eps", 1e-6),
             rope="interleaved" if image else "half",
             input_norm=any(normed),
             qk_norm="layers.0.self_attn.q_norm.weight" in source.tensors,
@@ -99,7 +99,7 @@ def _configure(source: Source, known: Known) -> EagleConfig:
         layers=count,
         grid=target.grid if image else None,
         condition_slots=target.condition_tokens - 1 if image else 0,
-        rope_base=llama.rope_base(settings),
+        rope_base=llama.rope_base(source, settings),
         vocab_size=_table(source, known, target),
         bare_first=any(normed) and not normed[0],
     )
@@ -158,7 +158,9 @@ def _configure3(source: Source, known: Known) -> Eagle3Config:
         )
     heads = settings.get("num_attention_heads") or target.block.heads
     head_dim = source.shape("midlayer.self_attn.q_proj.weight")[0] // heads
-    source.check_settings(settings, num_hidden_layers=1, hidden_size=dim, head_dim=head_dim)
+    ffn_dim = source.shape("midlayer.mlp.gate_proj.weight")[0]
+    source.check_settings(settings, num_hidden_layers=1, hidden_size=dim, intermediate_size=ffn_dim, head_dim=head_dim)
+    llama.check_kind(source, settings)
     vocab = source.shape("t2d")[0] if "t2d" in source.tensors else target.vocab_size
     if vocab != target.vocab_size:
         raise ConvertError(
@@ -170,15 +172,15 @@ def _configure3(source: Source, known: Known) -> Eagle3Config:
             heads,
             source.shape("midlayer.self_attn.k_proj.weight")[0] // head_dim,
             head_dim,
-            source.shape("midlayer.mlp.gate_proj.weight")[0],
-            norm_eps=settings.get("rms_norm_eps", 1e-6),
+            ffn_dim,
+            norm_eps=source.number(settings, "rms_norm_eps", 1e-6),
             rope="half",
         ),
         draft_vocab=source.shape("lm_head.weight")[0],
         vocab_size=vocab,
         target_dim=target.dim,
         taps=layers_read(target.layers),
-        rope_base=llama.rope_base(settings),
+        rope_base=llama.rope_base(source, settings),
         own_embedding=rows is not None,
     )
     _check_drafts(source, config)

@@ -79,8 +79,8 @@ def _configure(text: str, codes: str, hidden: str, settings_of: str) -> Callable
             code_dim=code_dim,
             head_width=source.shape(hidden)[0],
             vocab_size=vocab,
-            norm_eps=settings.get("rms_norm_eps", 1e-6),
-            rope_base=llama.rope_base(settings),
+            norm_eps=source.number(settings, "rms_norm_eps", 1e-6),
+            rope_base=llama.rope_base(source, settings),
             **_marks(source),
         )
 

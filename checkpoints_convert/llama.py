@@ -67,6 +67,11 @@ def check_settings(source: Source, settings: Mapping[str, Any], prefix: str, dim
         intermediate_size=source.shape(f"{prefix}.0.mlp.gate_proj.weight")[0],
         head_dim=dim // heads if heads and dim % heads == 0 else None,
     )
+    check_kind(source, settings)
+
+
+def check_kind(source: Source, settings: Mapping[str, Any]) -> None:
+    """Raises a ConvertError if config.json asks for another activation or rotary embedding than our layers have."""
     if (activation := settings.get("hidden_act") or "silu") not in ("silu", "swish"):
         raise ConvertError(f"{source.path} has the activation {activation}, and the published models have silu")
     for name in ("rope_scaling", "rope_parameters"):
@@ -76,9 +81,10 @@ def check_settings(source: Source, settings: Mapping[str, Any], prefix: str, dim
             raise ConvertError(f"{source.path} scales its rotary embedding ({kind}), which no published model does")
 
 
-def rope_base(settings: Mapping[str, Any]) -> float:
+def rope_base(source: Source, settings: Mapping[str, Any]) -> float:
     """The rotary embedding's base, wherever a version of transformers keeps it."""
-    return float(settings.get("rope_theta") or (settings.get("rope_parameters") or {}).get("rope_theta", 10000))
+    newer = settings.get("rope_parameters") or {}
+    return float(source.number(newer if settings.get("rope_theta") is None else settings, "rope_theta", 10000))
 
 
 def check_published(source: Source, known: Known, dim: int, count: int, published: Iterable[Any]) -> None:

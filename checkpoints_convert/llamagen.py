@@ -89,8 +89,8 @@ def _configure_hugging_face(source: Source, known: Known) -> LlamaGenConfig:
         image_tokens=_image_tokens(source, known, settings.get("block_size")),
         vocab_size=vocab,
         kv_heads=None if kv_heads == heads else kv_heads,
-        norm_eps=settings.get("rms_norm_eps", 1e-5),
-        rope_base=float(settings.get("rope_base", 10000)),
+        norm_eps=source.number(settings, "rms_norm_eps", 1e-5),
+        rope_base=float(source.number(settings, "rope_base", 10000)),
         **sizes,
     )
 

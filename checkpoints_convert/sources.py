@@ -85,6 +85,17 @@ class Source:
         tensors = {n if n == CODES else n.partition(".")[2]: tensor for n, tensor in self.tensors.items()}
         return dataclasses.replace(self, tensors=tensors)
 
+    def number(self, settings: Mapping[str, Any], name: str, usual: float) -> float:
+        """A setting that is a positive number; `usual` where it is not stated.
+
+        Raises:
+          ConvertError: if it is something else.
+        """
+        stated = usual if settings.get(name) is None else settings[name]
+        if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < float("inf"):
+            raise ConvertError(f"{self.path}: config.json says {name} {stated!r}, and that must be a positive number")
+        return stated
+
     def check_settings(self, settings: Mapping[str, Any], **found: int | None) -> None:
         """Compares sizes that the settings state with those of the tensors.
 

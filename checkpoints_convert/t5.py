@@ -49,8 +49,8 @@ def _configure(source: Source, known: Known) -> T5Config:
         ffn_dim=ffn_dim,
         vocab_size=vocab,
         buckets=buckets,
-        max_distance=settings.get("relative_attention_max_distance", 128),
-        norm_eps=settings.get("layer_norm_epsilon", 1e-6),
+        max_distance=int(source.number(settings, "relative_attention_max_distance", 128)),
+        norm_eps=source.number(settings, "layer_norm_epsilon", 1e-6),
     )
 
 

@@ -50,6 +50,8 @@ def drafter(folder: pathlib.Path, tensors=None, target=TARGET, layout=eagle.EAGL
         ({"hidden_act": "gelu"}, "has the activation gelu, and the published models have silu"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, r"scales its rotary embedding \(linear\)"),
         ({"num_attention_heads": 3}, "dim 128 is not a multiple of heads 3"),
+        ({"rms_norm_eps": ""}, "config.json says rms_norm_eps '', and that must be a positive number"),
+        ({"rope_base": -1}, "config.json says rope_base -1, and that must be a positive number"),
     ],
 )
 def test_settings_that_contradict_the_tensors_are_named(settings, message, tmp_path):
