@@ -119,6 +119,8 @@ def place(path: pathlib.Path) -> Place:
         raise incomplete
     if found := _loose(path):
         return found
+    if (path / "params").is_dir() and (path / "config.json").is_file():
+        raise ConvertError(f"{path} is a converted model already: name what was downloaded")
     raise ConvertError(f"{path} holds no {', '.join(SAFETENSORS + PICKLES)} file")
 
 

@@ -84,7 +84,8 @@ def _loaded(file: pathlib.Path) -> Any:
 
     archive = zipfile.is_zipfile(file)
     if archive:
-        names = zipfile.ZipFile(file).namelist()
+        with zipfile.ZipFile(file) as content:
+            names = content.namelist()
         if any(name.endswith("/constants.pkl") for name in names):
             raise ConvertError(f"{file} is a TorchScript program, not weights: save the model's state_dict() instead")
         if not any(name.endswith("data.pkl") for name in names):

@@ -228,6 +228,8 @@ def test_files_of_the_same_name_are_told_apart_in_the_origin(home, tmp_path):
     settings = published.LLAMAGEN_HF_SETTINGS | {"block_size": 256}
     model = published.write_folder(tmp_path / "hf", published.llamagen_hf(), settings)
     convert("llamagen", [model, vq], tmp_path / "out")
+    with pytest.raises(ConvertError, match="out is a converted model already: name what was downloaded"):
+        convert("llamagen", [tmp_path / "out", vq], tmp_path / "again")
     assert set(bundle.read_config(tmp_path / "out").origin["files"]) == {"hf/model.safetensors", "vq/model.safetensors"}
 
 
