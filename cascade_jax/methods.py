@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cascade_jax import acceptance, pipeline, platforms
+from cascade_jax import acceptance, pipeline, platforms, rules
 from cascade_jax import tree as trees
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
@@ -98,17 +98,24 @@ class Entry:
 
 
 def _lantern_rule(bundle: Bundle, settings: Settings) -> Rule:
-    return acceptance.lantern(_nearest(bundle, settings["neighbours"]), settings["delta"])
+    return rules.lantern(_neighbours(bundle, settings), settings["delta"], settings["residual"])
 
 
 def _lantern_pp_rule(bundle: Bundle, settings: Settings) -> Rule:
-    return acceptance.lantern_pp(_nearest(bundle, settings["neighbours"]), settings["lam"])
+    return rules.lantern_pp(_neighbours(bundle, settings), settings["lam"], settings["residual"])
+
+
+def _neighbours(bundle: Bundle, settings: Settings) -> np.ndarray:
+    """The lanterns' table; LANTERN's own residual takes one column more."""
+    codes, count = bundle.config.vq.codebook_size, settings["neighbours"]
+    wide = settings["residual"] == "lantern" and count < codes - 1
+    return _nearest(bundle, count + wide)
 
 
 def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
     if settings["group"] > (codes := bundle.config.vq.codebook_size):
         raise ValueError(f"group must be at most {codes}, the number of codes, not {settings['group']}")
-    return acceptance.grouped(settings["group"])
+    return rules.grouped(settings["group"])
 
 
 def _many(config: Config) -> int:
@@ -118,6 +125,10 @@ def _many(config: Config) -> int:
 
 _STRICT = lambda bundle, settings: acceptance.strict()
 _NEIGHBOURS = Setting("neighbours", int, "number of neighbours", _many)
+_RESIDUAL = Setting(
+    "residual", str, "what is left of the target's distribution after a rejection, as of LANTERN's public code or strictly",
+    lambda config: "strict", choices=("strict", "lantern"),
+)  # fmt: skip
 _CASCADE_SETTINGS = (
     Setting(
         "tau_pos", float, "least cosine of interchangeable siblings; above 1 switches this relaxation off",
@@ -145,7 +156,10 @@ METHODS: dict[str, Entry] = {
         Entry(EAGLE, 'strict speculative decoding, the paper\'s "naive"', _STRICT),
         Entry(
             LANTERN, "accepts by the mass of a token's neighbourhood (arXiv 2410.03355)", _lantern_rule,
-            (_NEIGHBOURS, Setting("delta", float, "bound on the mass of a token's neighbours", lambda config: 0.2)),
+            (
+                _NEIGHBOURS, Setting("delta", float, "bound on the mass of a token's neighbours", lambda config: 0.2),
+                _RESIDUAL,
+            ),
             tree=trees.EAGLE_2,
         ),
         Entry(
@@ -156,6 +170,7 @@ METHODS: dict[str, Entry] = {
                     "lam", float, "bound on the mass of a token and its neighbours, in terms of the token's own",
                     lambda config: 2.0,
                 ),
+                _RESIDUAL,
             ),
             tree=trees.LANTERNPP_57,
         ),
@@ -165,7 +180,7 @@ METHODS: dict[str, Entry] = {
         ),
         Entry(
             CASCADE, "relaxes where the target's features agree (arXiv 2605.07230)",
-            lambda bundle, settings: acceptance.cascade(**settings), _CASCADE_SETTINGS,
+            lambda bundle, settings: rules.cascade(**settings), _CASCADE_SETTINGS,
             of_model=lambda config: config.cascade,
         ),
     )
@@ -350,7 +365,7 @@ def draw_one(
 @functools.lru_cache(maxsize=4)
 def _table(codebook: bytes, width: int, count: int) -> np.ndarray:
     """Of a float32 codebook [V, width]: every code's nearest others, int32 [V, count]."""
-    return acceptance.nearest_codes(np.frombuffer(codebook, np.float32).reshape(-1, width), count)
+    return rules.nearest_codes(np.frombuffer(codebook, np.float32).reshape(-1, width), count)
 
 
 def _nearest(bundle: Bundle, count: int) -> np.ndarray:
@@ -360,7 +375,7 @@ def _nearest(bundle: Bundle, count: int) -> np.ndarray:
         raise ValueError(f"neighbours must be between 0 and {codes - 1} for {codes} codes, not {count}")
     table = bundle.neighbours
     if table is None or table.shape[1] < count:
-        codebook = np.asarray(bundle.merged("vq").codebook(), np.float32)
+        codebook = np.asarray(bundle.merged("vq").raw_codebook(), np.float32)
         # At least as many as LANTERN takes, so that methods share a table.
         table = _table(codebook.tobytes(), codebook.shape[1], max(count, _many(bundle.config)))
     return table[:, :count]

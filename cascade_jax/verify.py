@@ -7,7 +7,9 @@ from what remains where the walk ended. The last phase stands apart because a le
 walk ends there: decoding computes it then, for one node. `jax.vmap` gives the batch.
 """
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import numpy as np
 from flax import struct
 
 from cascade_jax import sampling
-from cascade_jax.acceptance import Offer, Rule, Siblings, ratio
+from cascade_jax.acceptance import Rule, Siblings, ratio, remainder
 from cascade_jax.tree import Topology, Tree
 
 
@@ -46,19 +48,22 @@ class Verdict:
 class Turns:
     """How the drafts of a tree fared, by node, [N] each; the root's entries, and those of missing nodes, are void.
 
-    `rule.decide(spent, target, draft, offers)` is what was decided, and `uniform` the number that it was held against.
+    `rule.decide(spent, target, draft, offers)` is what was decided where the token is `allowed`, and `uniform` the
+    number that it was held against.
 
     Attributes:
       target: the draft's probability in the target's residual, if all of its elder siblings were rejected: r(x).
       draft: its probability under the drafter then: p(x).
-      offers: what the rule could add then, an `Offer` with leaves [N].
+      offers: what the rule could add then, its offer with leaves [N].
+      allowed: whether the target's own sampling settings allow the token at all; if not, the decision is no.
       spent: the ledger when its turn came; NaN where the walk did not get to it.
       uniform: the random number of its turn, likewise.
     """
 
     target: jax.Array
     draft: jax.Array
-    offers: Offer
+    offers: Any
+    allowed: jax.Array
     spent: jax.Array
     uniform: jax.Array
 
@@ -93,14 +98,16 @@ class Candidates:
       nodes: int [M, W], node ids, -1 where there is none.
       target: [M, W], residual target probability of the candidate when its turn comes.
       draft: [M, W], its drafter probability then; 0 where there is no candidate.
-      offers: an `Offer` with leaves [M, W].
+      offers: the rule's, with leaves [M, W].
+      allowed: bool [M, W], whether the target's own sampling settings allow the token: only then is it ever accepted.
       leftover: [M, V], the target's residual when all children are rejected.
     """
 
     nodes: jax.Array
     target: jax.Array
     draft: jax.Array
-    offers: Offer
+    offers: Any
+    allowed: jax.Array
     leftover: jax.Array
 
 
@@ -198,9 +205,11 @@ def examine(topology, inner, tokens, draft_probs, probs, features, rule: Rule) -
         p = one_hot if draft_probs is None else draft
         target_x = jnp.take_along_axis(residual, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
         draft_x = jnp.where(token >= 0, jnp.take_along_axis(p, jnp.maximum(token, 0)[:, None], axis=1)[:, 0], 0.0)
-        offers = jax.vmap(rule.offer, (0, None))(family.replace(residual=residual, draft=p), j)
+        now = family.replace(residual=residual, draft=p)
+        offers = jax.vmap(rule.offer, (0, None))(now, j)
         exists = (draft_x > 0)[:, None]
-        residual = jnp.where(exists, _normalise(jnp.maximum(residual - p, 0.0), residual), residual)
+        left = jax.vmap(functools.partial(remainder, rule), (0, None))(now, j)
+        residual = jnp.where(exists, _normalise(left, residual), residual)
         draft = jnp.where(exists, _normalise(draft * (1.0 - one_hot), draft), draft)
         return (residual, draft), (target_x, draft_x, offers)
 
@@ -208,7 +217,7 @@ def examine(topology, inner, tokens, draft_probs, probs, features, rule: Rule) -
     start = (probs, probs if draft_probs is None else draft_probs)
     (leftover, _), columns = jax.lax.scan(turn, start, jnp.arange(width))
     target_x, draft_x, offers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), columns)
-    return Candidates(nodes, target_x, draft_x, offers, leftover)
+    return Candidates(nodes, target_x, draft_x, offers, own > 0, leftover)
 
 
 def descend(key, topology, inner, candidates: Candidates, rule: Rule):
@@ -224,9 +233,12 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
 
     def sibling(state, candidate):
         chosen, spent, nominal, coupled, parted = state
-        u, here, node, target, draft, offer = candidate
+        u, here, node, target, draft, offer, allowed = candidate
         examined = here & (chosen < 0) & (draft > 0)
-        probability, charge, spent_after = rule.decide(spent, target, draft, offer)
+        wish = rule.decide(spent, target, draft, offer)
+        probability, charge, spent_after = jax.tree.map(
+            lambda x, no: jnp.where(allowed, x, no), wish, (0.0, 0.0, spent)
+        )
         strict = ratio(target, draft)
         accept = u < probability
         state = (
@@ -242,7 +254,8 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
         node, going, *ledger = state
         slot = slot_of[node]
         row = jax.tree.map(
-            lambda x: x[slot], (candidates.nodes, candidates.target, candidates.draft, candidates.offers)
+            lambda x: x[slot],
+            (candidates.nodes, candidates.target, candidates.draft, candidates.offers, candidates.allowed),
         )
         here = jnp.broadcast_to(going & (slot >= 0), (width,))
         start = (jnp.int32(-1), *ledger)
@@ -260,8 +273,8 @@ def _turns(candidates: Candidates, visits, size: int) -> Turns:
         table = jnp.full(size, otherwise, values.dtype)
         return table.at[jnp.where(nodes >= 0, nodes, size)].set(values, mode="drop")
 
-    known = candidates.target, candidates.draft, candidates.offers
-    known = jax.tree.map(lambda x: by_node(candidates.nodes, x, 0.0), known)
+    known = candidates.target, candidates.draft, candidates.offers, candidates.allowed
+    known = jax.tree.map(lambda x: by_node(candidates.nodes, x, 0), known)
     nodes, spent, uniform = visits
     return Turns(*known, by_node(nodes, spent, jnp.nan), by_node(nodes, uniform, jnp.nan))
 

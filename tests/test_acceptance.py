@@ -1,11 +1,14 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import cascade_jax as cj
-from cascade_jax import acceptance
+from cascade_jax import acceptance, sampling
 from cascade_jax.acceptance import Siblings
+from cascade_jax.rules.grouped import Group
 
 TABLE = np.array([[1, 2, 3], [2, 3, 4], [3, 4, 0], [4, 0, 1], [0, 1, 2]])  # "nearest" to x: x + 1, x + 2, x + 3
 
@@ -263,7 +266,7 @@ def test_no_sequence_of_candidates_overdraws_the_coupled_ledger():
 
         def decide(spent, x):
             target, draft, first, more = x
-            probability, _, spent = rule.decide(spent, target, draft, acceptance.Offer(first, 0.0, 0.0, more))
+            probability, _, spent = rule.decide(spent, target, draft, Group(first, more))
             return spent, probability - acceptance.ratio(target, draft)
 
         return jax.lax.scan(decide, jnp.float32(0), (target, draft, first, more))
@@ -274,3 +277,66 @@ def test_no_sequence_of_candidates_overdraws_the_coupled_ledger():
     assert np.any(moved > 0.01)
     assert np.any(moved < -0.01)
     assert np.mean(spent > budget - 1e-5) > 0.5
+
+
+def left_by_public_code(r, p, token, near, bound, deterministic):
+    """LANTERN's `evaluate_posterior` after a rejection, for one candidate: what is left of r."""
+    r, p = r.copy(), p.copy()
+    apart = near if r[near[0]] <= bound else []
+    if deterministic:
+        r[[token, *apart]] = 0
+        return r
+    p[apart] = 0
+    return np.maximum(r - p, 0)
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_what_a_rejection_leaves_is_the_strict_residual_or_public_codes(deterministic):
+    rng = np.random.default_rng(3)
+    parted = 0
+    for _ in range(40):
+        r, p = rng.dirichlet(np.full(5, 0.5), 2).astype(np.float32)
+        token, delta = int(rng.integers(5)), float(rng.uniform(0, 0.4))
+        p = np.eye(5, dtype=np.float32)[token] if deterministic else p
+        family = children([token], r, draft=p)
+        near = [(token + i) % 5 for i in (1, 2, 3)]  # of k = 2 neighbours, public code clears one more
+        want = left_by_public_code(r, p, token, near, delta, deterministic)
+        wide, strict = cj.lantern(TABLE, delta, residual="lantern"), cj.lantern(TABLE, delta)
+        np.testing.assert_allclose(acceptance.remainder(wide, family, 0), want, atol=1e-7)
+        np.testing.assert_allclose(acceptance.remainder(strict, family, 0), np.maximum(r - p, 0), atol=1e-7)
+        assert added(wide, family, 0) == added(cj.lantern(TABLE[:, :2], delta), family, 0)
+        parted += not np.allclose(want, np.maximum(r - p, 0))
+        pp = cj.lantern_pp(TABLE, 1 + delta, residual="lantern")
+        want = left_by_public_code(r, p, token, near, delta * r[token], deterministic)
+        np.testing.assert_allclose(acceptance.remainder(pp, family, 0), want, atol=1e-7)
+    assert parted > 10
+
+
+def test_an_unknown_residual_is_refused():
+    with pytest.raises(ValueError, match='residual must be "strict" or "lantern", not \'wide\''):
+        cj.lantern(TABLE, 0.1, residual="wide")
+
+
+@pytest.mark.parametrize("cut", [{"top_k": 3}, {"top_p": 0.6}])
+def test_no_rule_accepts_what_the_targets_own_sampling_excludes(cut):
+    """The drafter loves what the target's top-k and top-p exclude, and every sibling is alike."""
+    settings, vocabulary = cj.Sampling(**cut).checked(), 8
+    tree, rng = cj.Tree.from_choices([[0], [1], [2]]), np.random.default_rng(0)
+    logits = jnp.asarray(rng.normal(0, 1, (4, vocabulary)), jnp.float32)
+    warp = functools.partial(sampling.warp, sampling=settings)
+    allowed = np.asarray(warp(logits[0]) > 0)
+    assert 0 < allowed.sum() < 5
+    order = np.argsort(np.asarray(logits[0]))  # the least likely tokens are drafted first
+    tokens = jnp.asarray([0, *order[[0, 1, -1]]], jnp.int32)
+    draft = jnp.full((4, vocabulary), 1 / vocabulary)
+    table = (np.arange(vocabulary)[:, None] + np.arange(1, vocabulary)) % vocabulary
+    rules = [cj.cascade(-1.0, -1.0, 9.0), cj.lantern(table, 9.0), cj.lantern_pp(table, 99.0), cj.grouped(7)]
+    for rule in [*rules, cj.bounded(rules[0], 9.0)]:
+        judge = jax.jit(
+            lambda key, rule=rule: cj.verify(key, tree, tokens, draft, logits, jnp.ones((4, 2)), rule, warp=warp)
+        )
+        verdicts = jax.vmap(judge)(jax.random.split(jax.random.key(0), 500))
+        first = np.asarray(jnp.where(verdicts.accepted > 0, tokens[verdicts.path[:, 1]], verdicts.next_token))
+        assert np.all(allowed[first])
+        assert np.any(verdicts.accepted > 0)
+        assert np.all(verdicts.nominal >= 0)

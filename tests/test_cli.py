@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import acceptance, cli, decode, methods, pipeline, trees
+from cascade_jax import acceptance, cli, decode, methods, pipeline, rules, trees
 from cascade_jax.cli import console
 
 PROMPT = "a red ball on gravel"
@@ -235,7 +235,7 @@ def test_methods_have_the_papers_defaults(bundle):
     assert made["lantern"].rule.neighbours.shape == (64, 64 // 20)
     assert made["lantern++"].rule.neighbours.shape == (64, 10)
     assert made["lantern++"].rule.lam == 2
-    assert made["gsd"].rule == acceptance.grouped(25)
+    assert made["gsd"].rule == rules.grouped(25)
     assert made["cascade"].settings == {
         "tau_pos": 0.85, "tau_seq": 0.5, "budget": 0.5, "ledger": "nominal", "mass": "current",
     }  # fmt: skip

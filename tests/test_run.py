@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import acceptance, cli, methods, pipeline
+from cascade_jax import cli, methods, pipeline, rules
 from cascade_jax.cli import evaluation as eval_commands
 from cascade_jax.evaluation import figures as made
 from cascade_jax.evaluation import jobs, metrics, run
@@ -161,8 +161,8 @@ def test_methods_are_added_but_never_changed(bundle, wanted, whole):
     other = methods.method("cascade", bundle, tree="full:2x1", tau_pos=-1, budget=0.8)
     with pytest.raises(ValueError, match=r"loose holds pictures of another job \(other settings, rule\)"):
         run.evaluate(bundle, {"loose": other}, CAPTIONS, folder, **again)
-    own_rule = Method("mine", acceptance.cascade(0.9, 0.9, 0.3), wanted["loose"].tree)
-    same_name = Method("mine", acceptance.cascade(0.9, 0.9, 0.301), wanted["loose"].tree)
+    own_rule = Method("mine", rules.cascade(0.9, 0.9, 0.3), wanted["loose"].tree)
+    same_name = Method("mine", rules.cascade(0.9, 0.9, 0.301), wanted["loose"].tree)
     found = run.evaluate(bundle, {"mine": own_rule}, CAPTIONS, folder, **{**again, "timed": 0})
     assert (found["mine"]["speedup"], found["mine"]["step_speedup"]) == (None, None)
     with pytest.raises(ValueError, match=r"mine holds pictures of another job \(other rule\)"):

@@ -101,13 +101,13 @@ class Neighbours:
         console.set_up()
         with console.bad_input():
             _check_own(self.model)
-            from cascade_jax import acceptance, bundle
+            from cascade_jax import bundle, rules
 
             config = bundle.read_config(self.model)
             if not 1 <= self.k < config.vq.codebook_size:
                 raise ValueError(f"k must be between 1 and {config.vq.codebook_size - 1}, not {self.k}")
-            codebook = bundle.load(self.model).merged("vq").codebook()
-            bundle.save_neighbours(self.model, acceptance.nearest_codes(codebook, self.k))
+            codebook = bundle.load(self.model).merged("vq").raw_codebook()
+            bundle.save_neighbours(self.model, rules.nearest_codes(codebook, self.k))
         print(f"stored: {pathlib.Path(self.model) / bundle.NEIGHBOURS}, {config.vq.codebook_size} x {self.k}")
 
 

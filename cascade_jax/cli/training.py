@@ -266,11 +266,11 @@ class Train:
 
 def _methods(model) -> dict[str, Any]:
     """The paper's naive decoding and CASCADE, one program: thresholds above 1 are strict."""
-    from cascade_jax import acceptance, methods
+    from cascade_jax import methods, rules
 
     cascade = methods.method("cascade", model)
     kinds = {name: cascade.settings[name] for name in ("ledger", "mass")}
-    strict = acceptance.cascade(tau_pos=1.01, tau_seq=1.01, budget=0.0, **kinds)
+    strict = rules.cascade(tau_pos=1.01, tau_seq=1.01, budget=0.0, **kinds)
     return {"naive": (strict, cascade.tree), "cascade": (cascade.rule, cascade.tree)}
 
 

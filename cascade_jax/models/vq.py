@@ -339,6 +339,10 @@ class VQModel(nnx.Module):
         """Code vectors as used at look-up (unit vectors under `l2_norm`): float [n, d]."""
         return self.quantize.codebook()
 
+    def raw_codebook(self) -> Array:
+        """Code vectors as they are stored: float [n, d]."""
+        return self.quantize.embedding[...]
+
 
 def to_float(images: Array) -> Array:
     """uint8 pictures as float32 in [-1, 1]."""

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from cascade_jax import decode, pipeline
-from cascade_jax.acceptance import Bounded, Cascade, Rule, ratio
+from cascade_jax.acceptance import Bounded, Rule, ratio
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
+from cascade_jax.rules.cascade import Cascade, Sets
 from cascade_jax.sampling import Sampling
 from cascade_jax.tree import DynamicTree, Tree
 from cascade_jax.verify import cosines
@@ -151,10 +152,16 @@ def _step(program, params, state, rule, sampling):
         row |= dict.fromkeys(("target", "draft", "strict", "gained", "alone"), zero)
         row |= dict.fromkeys(("uniform", "probability"), unknown)
     else:
-        decide = jax.vmap(jax.vmap(rule.decide))
-        first_only = turns.offers.replace(
-            second=jnp.zeros_like(turns.offers.second), second_after_first=jnp.zeros_like(turns.offers.second)
-        )
+        judged = jax.vmap(jax.vmap(rule.decide))
+
+        def decide(*turn):
+            never = (0.0, 0.0, turns.spent)
+            return jax.tree.map(lambda x, no: jnp.where(turns.allowed, x, no), judged(*turn), never)
+
+        first_only = turns.offers
+        if isinstance(first_only, Sets):
+            zero = jnp.zeros_like(first_only.second)
+            first_only = first_only._replace(second=zero, second_after_first=zero)
         visited = ~jnp.isnan(turns.uniform)
         probability, gained, _ = decide(turns.spent, turns.target, turns.draft, turns.offers)
         row |= {
