@@ -132,7 +132,8 @@ def verify(
       target_logits: [N, V], row n over node n's children.
       features: [N, h], the target's hidden state after consuming node n, conditional branch.
       rule: the acceptance rule.
-      warp: maps logits [..., V] to the probabilities that are sampled.
+      warp: maps logits [..., V] to the probabilities that are sampled. What it excludes (a probability of 0 from a
+        finite logit) no rule can accept.
 
     Returns:
       A `Verdict`. With `strict()` the law of the accepted tokens and the bonus token is the target's own.
@@ -153,7 +154,9 @@ def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rul
     if len(inner) == 0 or topology.depth == 0:
         zero = jnp.float32(0)
         return Walk(jnp.zeros(1, jnp.int32), jnp.int32(0), None, zero, zero, jnp.bool_(False), bonus_key)
-    candidates = examine(topology, inner, tokens, draft_probs, warp(target_logits), features, rule)
+    probs = warp(target_logits)
+    excluded = (probs == 0) & ~jnp.isneginf(target_logits)
+    candidates = examine(topology, inner, tokens, draft_probs, probs, excluded, features, rule)
     path, end, charges, visits = descend(walk_key, topology, inner, candidates, rule)
     slot = jnp.asarray(slots(inner, len(tokens)))[end]
     has_children = jnp.any(candidates.nodes[slot] >= 0) & (slot >= 0)
@@ -176,12 +179,13 @@ def slots(inner: np.ndarray, size: int) -> np.ndarray:
     return table
 
 
-def examine(topology, inner, tokens, draft_probs, probs, features, rule: Rule) -> Candidates:
+def examine(topology, inner, tokens, draft_probs, probs, excluded, features, rule: Rule) -> Candidates:
     """The vocabulary-sized part, for all inner nodes at once; only the sibling index is sequential.
 
     Args:
       draft_probs: [M, V] or None.
       probs: [M, V], the target's distributions at the inner nodes.
+      excluded: bool [M, V], what sampling settings exclude there.
     """
     children, size = jnp.asarray(topology.children), len(tokens)
     token_of = jnp.append(tokens, -1)  # index -1, no node, reads the last entry
@@ -217,7 +221,8 @@ def examine(topology, inner, tokens, draft_probs, probs, features, rule: Rule) -
     start = (probs, probs if draft_probs is None else draft_probs)
     (leftover, _), columns = jax.lax.scan(turn, start, jnp.arange(width))
     target_x, draft_x, offers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), columns)
-    return Candidates(nodes, target_x, draft_x, offers, own > 0, leftover)
+    allowed = ~jnp.take_along_axis(excluded, jnp.maximum(child_tokens, 0), axis=1)
+    return Candidates(nodes, target_x, draft_x, offers, allowed, leftover)
 
 
 def descend(key, topology, inner, candidates: Candidates, rule: Rule):

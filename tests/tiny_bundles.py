@@ -9,6 +9,7 @@ from small import VQ
 
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract
 from cascade_jax.drafters.eagle import EagleConfig
+from cascade_jax.drafters.eagle3 import Eagle3Config
 from cascade_jax.models.chameleon import ChameleonConfig
 from cascade_jax.models.janus import JanusConfig
 from cascade_jax.models.llamagen import LlamaGenConfig
@@ -24,21 +25,29 @@ JANUS = JanusConfig(
     dim=32, layers=1, heads=4, ffn_dim=64, grid=4, codebook_size=64, vocab_size=96, begin=90, image_start=91, pad=92
 )
 TARGETS = {"llamagen": LLAMAGEN, "chameleon": CHAMELEON, "janus": JANUS}
+VARIANTS = {
+    "classes": dataclasses.replace(LLAMAGEN, classes=10, condition_tokens=1),
+    "anole": dataclasses.replace(CHAMELEON, style="anole"),
+}
+"""Other ways in which the families draw."""
 
 
-def config(family: str) -> Config:
-    """The family's smallest configuration with a drafter."""
-    target = TARGETS[family]
-    block = dataclasses.replace(target.block, input_norm=False)
-    drafter = EagleConfig(block)
-    if family == "llamagen":
-        drafter = EagleConfig(block, grid=target.grid, condition_slots=target.condition_tokens - 1)
-    if family == "chameleon":
-        drafter = EagleConfig(block, vocab_size=target.vocab_size)
-    return Config(family, target, drafter, VQ, sampling={"temperature": 1.0, "top_k": 40, "guidance": 2.0})
+def config(family: str, drafter: str = "eagle1") -> Config:
+    """The smallest configuration of a family, or of one of VARIANTS, with a drafter."""
+    target = (TARGETS | VARIANTS)[family]
+    places = {}
+    if isinstance(target, LlamaGenConfig):
+        places = {"grid": target.grid, "condition_slots": target.condition_tokens - 1}
+    if drafter == "eagle3":
+        own = Eagle3Config(target.block, 64, 64, target.dim, (1, 1, 1), **places)
+    else:
+        table = target.vocab_size if isinstance(target, ChameleonConfig) else None
+        own = EagleConfig(dataclasses.replace(target.block, input_norm=False), vocab_size=table, **places)
+    name = {"classes": "llamagen", "anole": "chameleon"}.get(family, family)
+    return Config(name, target, own, VQ, sampling={"temperature": 1.0, "top_k": 40, "guidance": 2.0})
 
 
-def bundle(family: str, seed: int = 0) -> Bundle:
+def bundle(family: str, seed: int = 0, drafter: str = "eagle1") -> Bundle:
     """That configuration with random weights, with enough contrast for every rule to do something else."""
     rng = np.random.default_rng(seed)
 
@@ -49,8 +58,10 @@ def bundle(family: str, seed: int = 0) -> Bundle:
             return np.ones(leaf.shape, np.float32)
         return rng.normal(0, leaf.shape[0] ** -0.5, leaf.shape).astype(np.float32)
 
-    skeleton = abstract(config(family))
+    skeleton = abstract(config(family, drafter))
     params = jax.tree_util.tree_map_with_path(random, skeleton.params)
+    if drafter == "eagle3":
+        return Bundle(skeleton.config, jax.tree.map(jax.numpy.asarray, params))
     # the drafter guesses that the feature changes little, so that part of its drafts is accepted
     width = skeleton.config.target.dim
     fc = dict(nnx.to_flat_state(params["drafter"]))["fc", "kernel"]
@@ -64,5 +75,7 @@ def prompts(family: str, count: int) -> list[Prompt]:
     if family == "llamagen":
         shape = LLAMAGEN.condition_tokens, LLAMAGEN.caption_dim
         return [Prompt(features=rng.normal(size=shape).astype(np.float32)) for _ in range(count)]
-    first = {"chameleon": CHAMELEON.begin, "janus": JANUS.begin}[family]
+    if family == "classes":
+        return [Prompt(ids=np.int32(3 + i)) for i in range(count)]
+    first = {"chameleon": CHAMELEON.begin, "anole": CHAMELEON.begin, "janus": JANUS.begin}[family]
     return [Prompt(ids=np.array([first, *rng.integers(70, 90, 2 + i % 5)], np.int32)) for i in range(count)]
