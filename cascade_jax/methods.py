@@ -107,9 +107,7 @@ def _lantern_pp_rule(bundle: Bundle, settings: Settings) -> Rule:
 
 def _neighbours(bundle: Bundle, settings: Settings) -> np.ndarray:
     """The lanterns' table; LANTERN's own residual takes one column more."""
-    codes, count = bundle.config.vq.codebook_size, settings["neighbours"]
-    wide = settings["residual"] == "lantern" and count < codes - 1
-    return _nearest(bundle, count + wide)
+    return _nearest(bundle, settings["neighbours"] + (settings["residual"] == "lantern"))
 
 
 def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
@@ -126,7 +124,7 @@ def _many(config: Config) -> int:
 _STRICT = lambda bundle, settings: acceptance.strict()
 _NEIGHBOURS = Setting("neighbours", int, "number of neighbours", _many)
 _RESIDUAL = Setting(
-    "residual", str, "what is left of the target's distribution after a rejection, as of LANTERN's public code or strictly",
+    "residual", str, "what a rejection leaves of the target's law: as strict verification or LANTERN's public code",
     lambda config: "strict", choices=("strict", "lantern"),
 )  # fmt: skip
 _CASCADE_SETTINGS = (
