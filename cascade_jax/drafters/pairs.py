@@ -92,7 +92,7 @@ class PairDrafter(nnx.Module):
     def observe(self, target, memory: Pairs, outcome: Outcome) -> Pairs:
         """Keeps the accepted tokens and the target's features before them, to be taken in by the next step."""
         del target
-        path = tile(outcome.path, len(memory.length))
+        path = tile(outcome.path, memory.length.shape[0])  # not len: an exported program does not know its batch
         features = jnp.take_along_axis(outcome.features, path[..., None], axis=1)
         return memory.replace(tokens=outcome.emitted, features=features, pending=jnp.maximum(outcome.kept, 1))
 

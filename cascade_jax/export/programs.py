@@ -1,5 +1,6 @@
 """Whole decoding programs lowered for several platforms at once, on a machine that need have none of them."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -50,37 +51,15 @@ def lower(
     """
     check_platforms(platforms)
     sampling = (default_sampling(model.config) if sampling is None else sampling).checked()
-    program, guided = model.program(method.tree), sampling.guidance is not None
+    program = model.program(method.tree)
     rows = jax.export.symbolic_shape("b")[0] if batch is None else batch
-    blank = model.config.target.blank()
-    if model.config.text == "t5":
-        blank = blank.replace(mask=np.ones(len(blank.features), bool))
-    blank = model.config.target.stack([blank])
-    slots = slots if isinstance(blank, TokenRows) else None
-    prompts = jax.tree.map(lambda x: jax.ShapeDtypeStruct((len(x) * rows, *_room(x.shape[1:], slots)), x.dtype), blank)
     read = straight(model.decoding_params(program))  # not as this platform likes it
+    prompts, slots = _prompts(model, rows, slots)
     parts = {"states": read, "prompts": prompts, "rule": method.rule, "sampling": sampling}
-    shapes = {name: _shapes(part) for name, part in parts.items()}
+    own = _Programs(program, {name: _filler(part) for name, part in parts.items()})
+    states, prompts, rule, settings = (_shapes(part) for part in parts.values())
     seed, numbers = jax.ShapeDtypeStruct((), jnp.uint32), jax.ShapeDtypeStruct((rows,), jnp.int32)
-    fill = {name: _filler(part) for name, part in parts.items()}
-
-    def start(states, prompts, seed, numbers, sampling):
-        states = fill["states"](states)
-        target = nnx.merge(program.target, states["target"])
-        drafter = None if program.drafter is None else nnx.merge(program.drafter, states["drafter"])
-        prefix = target.prefix(fill["prompts"](prompts), guided, drafter)
-        keys = pipeline.picture_keys(jax.random.key(seed), numbers)
-        return decode.prefill(program, states, prefix, keys, fill["sampling"](sampling))
-
-    def opened(*arguments):
-        state = start(*arguments)
-        return named(state.replace(keys=jax.random.key_data(state.keys)))
-
-    def generate(states, prompts, seed, numbers, rule, sampling):
-        state = start(states, prompts, seed, numbers, sampling)
-        read, rule, sampling = fill["states"](states), fill["rule"](rule), fill["sampling"](sampling)
-        state = decode.run(program, read, state, rule, sampling)
-        return {"tokens": state.tokens[:, : program.length], **named(state.stats)}
+    given = states, prompts, seed, numbers
 
     def exported(function, *arguments):
         made = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
@@ -88,42 +67,83 @@ def lower(
         return made
 
     made = {}
-    given = shapes["states"], shapes["prompts"], seed, numbers
     if "generate" in programs:
-        made["generate"] = exported(generate, *given, shapes["rule"], shapes["sampling"])
+        made["generate"] = exported(own.generate, *given, rule, settings)
     if "start" in programs or "step" in programs:
-        made["start"] = exported(opened, *given, shapes["sampling"])
+        made["start"] = exported(own.opened, *given, settings)
     if "step" in programs:
-        like = jax.eval_shape(start, *given, shapes["sampling"])
+        like = jax.eval_shape(own.start, *given, settings)
         stored = _shapes(like.replace(keys=jax.eval_shape(jax.random.key_data, like.keys)))
+        made["step"] = exported(own.step(like), states, stored, rule, settings)
+    if "pictures" in programs:
+        tokens = jax.ShapeDtypeStruct((rows, program.length), jnp.int32)
+        made["pictures"] = exported(_pictures(model), _shapes(model.params["vq"]), tokens)
+    if "text" in programs and model.config.text == "t5":
+        ids = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t"), model.config.target.condition_tokens), jnp.int32)
+        arguments = _shapes(model.params["text"]), ids, jax.ShapeDtypeStruct(ids.shape, bool)
+        made["text"] = exported(_text(model), *arguments)
+    constants = {"parameters": read, "pictures": model.params["vq"], "text": model.params["text"]}
+    constants |= {"rule": method.rule, "sampling": sampling}
+    return Lowered(made, {name: named(part) for name, part in constants.items()}, batch, slots)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Programs:
+    """Decoding over arrays by name; `fill` makes parameters, prompts, rule and sampling settings of them again."""
+
+    program: decode.Program
+    fill: dict[str, Callable[[dict[str, jax.Array]], Any]]
+
+    def start(self, states, prompts, seed, numbers, sampling) -> decode.DecodeState:
+        states, sampling = self.fill["states"](states), self.fill["sampling"](sampling)
+        target = nnx.merge(self.program.target, states["target"])
+        drafter = None if self.program.drafter is None else nnx.merge(self.program.drafter, states["drafter"])
+        prefix = target.prefix(self.fill["prompts"](prompts), sampling.guidance is not None, drafter)
+        keys = pipeline.picture_keys(jax.random.key(seed), numbers)
+        return decode.prefill(self.program, states, prefix, keys, sampling)
+
+    def opened(self, *arguments) -> dict[str, jax.Array]:
+        state = self.start(*arguments)
+        return named(state.replace(keys=jax.random.key_data(state.keys)))
+
+    def generate(self, states, prompts, seed, numbers, rule, sampling) -> dict[str, jax.Array]:
+        state = self.start(states, prompts, seed, numbers, sampling)
+        read = self.fill["states"](states), state, self.fill["rule"](rule), self.fill["sampling"](sampling)
+        state = decode.run(self.program, *read)
+        return {"tokens": state.tokens[:, : self.program.length], **named(state.stats)}
+
+    def step(self, like: decode.DecodeState) -> Callable[..., dict[str, jax.Array]]:
+        """A step of states like this one, whose keys are stored as numbers."""
         state_of = _filler(like)
 
         def step(states, state, rule, sampling):
             state = state_of(state | {"keys": jax.random.wrap_key_data(state["keys"])})
-            read, rule, sampling = fill["states"](states), fill["rule"](rule), fill["sampling"](sampling)
-            state, _ = decode.step(program, read, state, rule, sampling)
+            read = self.fill["states"](states), state, self.fill["rule"](rule), self.fill["sampling"](sampling)
+            state, _ = decode.step(self.program, *read)
             return named(state.replace(keys=jax.random.key_data(state.keys)))
 
-        made["step"] = exported(step, shapes["states"], stored, shapes["rule"], shapes["sampling"])
-    if "pictures" in programs:
-        vq, config = model.params["vq"], model.config.target
-        state_of = _filler(vq)
+        return step
 
-        def pictures(state, tokens):
-            return bundles.pictures(model.graph("vq"), state_of(state), config.codes(tokens))
 
-        tokens = jax.ShapeDtypeStruct((rows, program.length), jnp.int32)
-        made["pictures"] = exported(pictures, _shapes(vq), tokens)
-    if "text" in programs and model.config.text == "t5":
-        encoder = _filler(model.params["text"])
-        ids = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t"), model.config.target.condition_tokens), jnp.int32)
-        made["text"] = exported(
-            lambda state, ids, mask: nnx.merge(model.graph("text"), encoder(state))(ids, mask),
-            _shapes(model.params["text"]), ids, jax.ShapeDtypeStruct(ids.shape, bool),
-        )  # fmt: skip
-    constants = {"parameters": read, "pictures": model.params["vq"], "text": model.params["text"]}
-    constants |= {"rule": method.rule, "sampling": sampling}
-    return Lowered(made, {name: named(part) for name, part in constants.items()}, batch, slots)
+def _prompts(model: Bundle, rows, slots: int) -> tuple[Any, int | None]:
+    """Shapes of `rows` prompts; and `slots`, with targets that read text themselves, else None."""
+    blank = model.config.target.blank()
+    if model.config.text == "t5":
+        blank = blank.replace(mask=np.ones(len(blank.features), bool))
+    blank = model.config.target.stack([blank])
+    slots = slots if isinstance(blank, TokenRows) else None
+    shape = lambda x: jax.ShapeDtypeStruct((len(x) * rows, *_room(x.shape[1:], slots)), x.dtype)
+    return jax.tree.map(shape, blank), slots
+
+
+def _pictures(model: Bundle) -> Callable[..., jax.Array]:
+    state_of, graph, codes = _filler(model.params["vq"]), model.graph("vq"), model.config.target.codes
+    return lambda state, tokens: bundles.pictures(graph, state_of(state), codes(tokens))
+
+
+def _text(model: Bundle) -> Callable[..., jax.Array]:
+    state_of, graph = _filler(model.params["text"]), model.graph("text")
+    return lambda state, ids, mask: nnx.merge(graph, state_of(state))(ids, mask)
 
 
 def check_platforms(names: Sequence[str]) -> tuple[str, ...]:
