@@ -1,9 +1,11 @@
 """The run folder: what was stopped goes on, and nothing else changes; cascade-jax eval, from captions to a report."""
 
+import dataclasses
 import json
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -158,6 +160,9 @@ def test_methods_are_added_but_never_changed(bundle, wanted, whole):
         given = {"captions": CAPTIONS, **again, **changed}
         with pytest.raises(ValueError, match=rf"holds pictures of another job \(other {named}\)"):
             run.evaluate(bundle, wanted, given.pop("captions"), folder, **given)
+    half = dataclasses.replace(bundle, params=jax.tree.map(lambda x: x.astype("bfloat16"), bundle.params))
+    with pytest.raises(ValueError, match=r"holds pictures of another job \(other dtype\)"):
+        run.evaluate(half, wanted, CAPTIONS, folder, **again)
     other = methods.method("cascade", bundle, tree="full:2x1", tau_pos=-1, budget=0.8)
     with pytest.raises(ValueError, match=r"loose holds pictures of another job \(other settings, rule\)"):
         run.evaluate(bundle, {"loose": other}, CAPTIONS, folder, **again)

@@ -220,7 +220,7 @@ class Compare:
             settings = self.draws.settings(bundle)
             sampling = sampling_of(settings)
             chosen = _methods(bundle, ["ar", *(name for name in names if name != "ar")], self.thresholds.given())
-        with console.bad_input(), console.bar("") as progress:
+        with console.bad_input(), files.owned(self.out), console.bar("") as progress:
             say = _described(progress)
             report = compare.compare(
                 bundle, chosen, prompts, self.out, timed=count, sampling=sampling, seed=self.seed,

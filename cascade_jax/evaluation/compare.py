@@ -40,7 +40,7 @@ def compare(
     """Draws a picture for every prompt by every method, measures them, and writes the report, all of it or nothing.
 
     Args:
-      folder: receives the report.
+      folder: receives the report; nobody else may work in it meanwhile.
       timed: how many of the prompts are drawn one at a time as well, with a clock.
       sampling, seed, gauges, progress: as of `run.evaluate`.
       about: what else the report tells: "model", "tree", "sampling" and "command", see `report.build`.
@@ -51,20 +51,19 @@ def compare(
     weights = run.weights_of(bundle)
     knobs = [None if knob is None else float(knob) for knob in vars(sampling).values()]
     drawn = [[method.name, by_name.tree_name(method.tree), method.settings] for method in methods]
-    with files.owned(folder):
-        place = _unfinished(folder, [list(prompts), seed, knobs, weights, drawn])
-        with cautions() as careful:
-            figures = run.evaluate(
-                bundle, {method.name: method for method in methods}, prompts, place, seed=seed, timed=timed,
-                sampling=sampling, weights=weights, gauges=gauges, progress=progress,
-            )  # fmt: skip
-        report = reports.build(figures, prompts, timed=timed, seed=seed, cautions=careful, **about)
-        shown = reports.first_pictures(place, list(figures), len(prompts))
-        with files.published(folder) as temporary:
-            files.write_json(temporary / "report.json", report)
-            (temporary / "report.md").write_text(tables.markdown(report), encoding="utf-8")
-            reports.picture_grid(shown, report, prompts).save(temporary / "grid.png")
-        shutil.rmtree(place)
+    place = _unfinished(folder, [list(prompts), seed, knobs, weights, run.dtype_of(bundle), drawn])
+    with cautions() as careful:
+        figures = run.evaluate(
+            bundle, {method.name: method for method in methods}, prompts, place, seed=seed, timed=timed,
+            sampling=sampling, weights=weights, gauges=gauges, progress=progress,
+        )  # fmt: skip
+    report = reports.build(figures, prompts, timed=timed, seed=seed, cautions=careful, **about)
+    shown = reports.first_pictures(place, list(figures), len(prompts))
+    with files.published(folder) as temporary:
+        files.write_json(temporary / "report.json", report)
+        (temporary / "report.md").write_text(tables.markdown(report), encoding="utf-8")
+        reports.picture_grid(shown, report, prompts).save(temporary / "grid.png")
+    shutil.rmtree(place)
     return report
 
 

@@ -211,6 +211,7 @@ def settle(
             "seed": seed,
             "sampling": {name: None if value is None else float(value) for name, value in vars(sampling).items()},
             "model": [weights["target"], weights["vq"]],
+            "dtype": dtype_of(bundle),
         },
     )
     for label, method in methods.items():
@@ -231,6 +232,11 @@ def settle(
 def weights_of(bundle: Bundle) -> dict[str, str | None]:
     """Digests of the parameters that pictures depend on: "target", "drafter" (None without one) and "vq"."""
     return {part: digest(bundle.params[part]) for part in ("target", "drafter", "vq")}
+
+
+def dtype_of(bundle: Bundle) -> str:
+    """The type of the weights that it draws with, which their digests do not tell."""
+    return str(jax.tree.leaves(bundle.params["target"])[0].dtype)
 
 
 def digest(state: Any) -> str | None:

@@ -135,7 +135,7 @@ def _measure(bundle, method, prompts, seed, sampling, gauges) -> dict[str, Any]:
 def _digest(bundle: Bundle, prompts: Sequence[str], seed: int, sampling: Sampling, gauges: Sequence[Gauge]) -> str:
     """What a point's figures depend on besides its method."""
     knobs = [None if knob is None else float(knob) for knob in vars(sampling).values()]
-    what = [run.weights_of(bundle), list(prompts), seed, knobs, [gauge.name for gauge in gauges]]
+    what = [run.weights_of(bundle), run.dtype_of(bundle), list(prompts), seed, knobs, [gauge.name for gauge in gauges]]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()
 
 
