@@ -26,6 +26,7 @@ _HOMES = {
     "lantern_pp": "rules",
     "load": "pipeline",
     "nearest_codes": "rules",
+    "register": "models.families",
     "score": "pipeline",
     "strict": "acceptance",
     "trees": "tree",  # the module itself

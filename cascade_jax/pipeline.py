@@ -1,5 +1,6 @@
 """From prompts to pictures: `load`, `generate` and `score`, the functions most people start with."""
 
+import dataclasses
 import functools
 import math
 import os
@@ -17,9 +18,7 @@ from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.mesh import DATA, MODEL
 from cascade_jax.sampling import Sampling
-from cascade_jax.scenes import captions
-from cascade_jax.text import classes, t5
-from cascade_jax.text import tokens as tokens_of
+from cascade_jax.text import readers
 from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
 
 SCENES = pathlib.Path(__file__).parent / "scenes" / "weights"
@@ -107,35 +106,9 @@ def load(
         platforms.check_memory(sharding.needed(config, arrays, dtype, batch=batch, **sizes), math.prod(sizes.values()))
         placement = None if mesh is None else sharding.placement(mesh)
     loaded = bundle.load(directory, dtype, placement, contents, for_decoding=True)
-    loaded.mesh = mesh
-    encoder = loaded.merged("text") if loaded.config.text == "t5" else None
-    loaded.read = reader(loaded.config, loaded.params["text"], encoder, directory / "text")
-    return loaded
-
-
-def reader(config: bundle.Config, table, encoder, folder: pathlib.Path):
-    """The function that reads a model's prompts (`Bundle.read`); None where they come encoded.
-
-    Args:
-      table: the conditions' features, of "scenes".
-      encoder: of "t5", see `text.t5.reader`.
-      folder: where the tokenizer lies.
-    """
-    match config.text:
-        case "scenes":
-
-            def read(texts: Sequence[str]) -> list[Prompt]:
-                ids = np.stack([captions.encode(captions.placed(captions.parse(text))) for text in texts])
-                return [Prompt(features=features) for features in captions.features(table, ids)]
-
-            return read
-        case "t5":
-            return t5.reader(encoder, folder / "tokenizer.json", config.target.condition_tokens)
-        case "tokens":
-            return tokens_of.reader(folder / "tokenizer.json", config.target)
-        case "class":
-            return classes.reader(config.target.classes)
-    return None
+    encoder = None if loaded.config.encoder is None else loaded.merged("text")
+    read = readers.reader(loaded.config, loaded.params["text"], encoder, directory / "text")
+    return dataclasses.replace(loaded, mesh=mesh, read=read)
 
 
 def folder(model: str | os.PathLike) -> pathlib.Path:

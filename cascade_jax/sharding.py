@@ -94,8 +94,8 @@ def needed(config: Config, arrays: dict[str, Any], dtype, *, data: int, model: i
         parameters += math.prod(place(path, tuple(leaf.shape)).shard_shape(tuple(leaf.shape))) * size
     layers = [(config.target.block, config.target.layers)]
     if config.drafter is not None:
-        layers.append((config.drafter.block, getattr(config.drafter, "layers", 1)))
-    slots = getattr(config.target, "condition_tokens", 128) + config.target.length
+        layers.append((config.drafter.block, config.drafter.layers))
+    slots = config.target.condition_slots + config.target.length
     heads = sum(2 * block.kv_heads * block.head_dim * count for block, count in layers)
     rows = 2 * -(-batch // data)
     return {"parameters": parameters, "caches": heads * slots * rows * np.dtype(dtype).itemsize // model}

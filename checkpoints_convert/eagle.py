@@ -82,7 +82,6 @@ def _configure(source: Source, known: Known) -> EagleConfig:
     heads = settings.get("num_attention_heads") or target.block.heads
     head_dim, count = dim // heads, llama.layers(source, "layers")
     llama.check_settings(source, settings, "layers", dim, heads)
-    image = isinstance(target, LlamaGenConfig)
     normed = [f"layers.{i}.input_layernorm.weight" in source.tensors for i in range(count)]
     return EagleConfig(
         block=BlockConfig(
@@ -92,13 +91,12 @@ def _configure(source: Source, known: Known) -> EagleConfig:
             head_dim,
             source.shape("layers.0.mlp.gate_proj.weight")[0],
             norm_eps=source.number(settings, "rms_norm_eps", 1e-6),
-            rope="interleaved" if image else "half",
+            rope=target.block.rope,
             input_norm=any(normed),
             qk_norm="layers.0.self_attn.q_norm.weight" in source.tensors,
         ),
         layers=count,
-        grid=target.grid if image else None,
-        condition_slots=target.condition_tokens - 1 if image else 0,
+        **target.picture_places,
         rope_base=llama.rope_base(source, settings),
         vocab_size=_table(source, known, target),
         bare_first=any(normed) and not normed[0],

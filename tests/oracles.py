@@ -210,7 +210,7 @@ def module(layout: Format, path: pathlib.Path, known: Known | None = None, dtype
 def prefix(target, prompts, guided: bool, drafter=None) -> decode.Prefix:
     """What stands before the first token."""
     (graph, state), (own, weights) = nnx.split(target), nnx.split(drafter) if drafter else (None, None)
-    return bundle._prefix(graph, own, guided, (state, weights), target.config.stack(prompts))
+    return bundle.prefix(graph, own, guided, (state, weights), target.config.stack(prompts))
 
 
 def drafter(target) -> Eagle1:

@@ -193,9 +193,9 @@ def test_eagle3s_module_agrees_with_the_public_code(bundles, golden, tmp_path):
 
 def _module(part):
     """A planned part's parameters, in its module."""
-    graph, state = bundle._module(part.format.part, part.config)
+    graph, state = bundle.skeleton(part.format.part, part.config)
     flat = {tuple(path.split(".")): jnp.asarray(table.make(s, part.source.tensors)) for path, s in part.steps.items()}
-    nnx.replace_by_pure_dict(state, bundle.restored_keys(bundle._nested(flat)))
+    nnx.replace_by_pure_dict(state, bundle.restored_keys(bundle.nested(flat)))
     return nnx.merge(graph, state)
 
 

@@ -76,10 +76,10 @@ def test_large_kernels_of_a_model_lie_so_and_small_ones_do_not(folder, monkeypat
 @pytest.mark.usefixtures("large")
 def test_a_model_draws_the_same_however_its_kernels_lie(folder):
     prompts = ["a red ball on gravel", "a small blue cube on the left, on grass"]
-    plain, turned = bundle.load(folder), cj.load(folder)
+    turned = cj.load(folder)
+    plain = dataclasses.replace(bundle.load(folder), read=turned.read)
     # two layers of query-key-value, output, gate-up and down; the caption's network; the head; the drafter's own
     assert len(kernels(turned)) > 10 and not kernels(plain)
-    plain.read = turned.read
     outs = [cj.generate(m, prompts, jax.random.key(1), rule=cj.cascade(0.5, 0.3), tree=TREE) for m in (plain, turned)]
     np.testing.assert_array_equal(outs[0].tokens, outs[1].tokens)
     np.testing.assert_array_equal(outs[0].images, outs[1].images)
@@ -89,7 +89,8 @@ def test_a_model_draws_the_same_however_its_kernels_lie(folder):
 
 @pytest.mark.usefixtures("large")
 def test_a_model_is_kept_and_exported_straight(folder, tmp_path):
-    plain, turned = bundle.load(folder), cj.load(folder)
+    turned = cj.load(folder)
+    plain = dataclasses.replace(bundle.load(folder), read=turned.read)
     assert fingerprint(turned.params["target"]) == fingerprint(plain.params["target"])
     bundle.save(tmp_path / "copy", turned.config, turned.params, jnp.float32)
     again = bundle.load(tmp_path / "copy")

@@ -43,9 +43,9 @@ def encoder(folder):
     (layout,) = recognise(families.FAMILIES["llamagen"], source)
     assert layout.part == "text"
     part = planned(layout, source, Known({}))
-    graph, state = bundle._module("text", part.config)
+    graph, state = bundle.skeleton("text", part.config)
     made = {tuple(path.split(".")): jnp.asarray(table.make(s, source.tensors)) for path, s in part.steps.items()}
-    nnx.replace_by_pure_dict(state, bundle.restored_keys(bundle._nested(made)))
+    nnx.replace_by_pure_dict(state, bundle.restored_keys(bundle.nested(made)))
     return nnx.merge(graph, state)
 
 

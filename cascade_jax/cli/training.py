@@ -233,7 +233,7 @@ class Train:
             schedule = self.optimiser.schedule()
             model = bundle.load(pipeline.folder(self.model))
             # Prompts come encoded; a text encoder can be larger than the rest.
-            model.params["text"] = None
+            model = dataclasses.replace(model, params={**model.params, "text": None})
             sizes(self.drafter, model.config.target)
             objective = self.loss.objective(self.drafter, model)
             rows = Data(self.data, fingerprint(model.params["target"]))

@@ -42,6 +42,11 @@ class Eagle3Config:
     rope_base: float = 10000.0
     own_embedding: bool = False
 
+    @property
+    def layers(self) -> int:
+        """Decoder layers."""
+        return 1
+
 
 def layers_read(layers: int) -> tuple[int, int, int]:
     """Behind how many blocks of a target the public code reads it: 2, half of them, all but 3. Small targets, which

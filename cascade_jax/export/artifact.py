@@ -38,6 +38,7 @@ from cascade_jax import decode, files, pipeline
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.methods import Method, tree_name
 from cascade_jax.models.prompt import TokenRows
+from cascade_jax.text import readers
 
 FORMAT = 1
 
@@ -169,7 +170,7 @@ class Artifact:
         if "text" in self._blobs:
             encode = lambda ids, mask: self.program("text")(self.arrays["text"], ids, mask)
         table = self.arrays["text"].get("")
-        return pipeline.reader(self.config, table, encode, pathlib.Path(self._text.name))
+        return readers.reader(self.config, table, encode, pathlib.Path(self._text.name))
 
     def encode(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
         """As `Bundle.encode`."""

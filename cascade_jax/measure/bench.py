@@ -55,12 +55,11 @@ def config_of(shapes: str) -> Config:
     if shapes not in SHAPES:
         raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
     family, target = SHAPES[shapes]
-    drafter = EagleConfig(dataclasses.replace(target.block, input_norm=False))
-    if family == "llamagen":
-        drafter = dataclasses.replace(drafter, grid=target.grid, condition_slots=target.condition_tokens - 1)
-    codes = target.vocab_size if family == "llamagen" else target.codebook_size
+    drafter = EagleConfig(dataclasses.replace(target.block, input_norm=False), **target.picture_places)
     sampling = {"temperature": 1.0, "top_k": 2000, "guidance": 3.0}
-    return Config(family, target, drafter, dataclasses.replace(DS16, codebook_size=codes), sampling=sampling)
+    return Config(
+        family, target, drafter, dataclasses.replace(DS16, codebook_size=target.codebook_size), sampling=sampling
+    )
 
 
 def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:

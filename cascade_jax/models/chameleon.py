@@ -20,7 +20,7 @@ from flax import nnx
 
 from cascade_jax.cache import Context, Segment
 from cascade_jax.decode import Prefix
-from cascade_jax.models.prompt import Prompt, TokenRows, stack_tokens, text_tokens, token_prefix
+from cascade_jax.models.prompt import LONG_PROMPT, Prompt, TokenRows, stack_tokens, text_tokens, token_prefix
 from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_1d, run_target, to_logits
 from cascade_jax.sampling import Layout
 
@@ -103,6 +103,16 @@ class ChameleonConfig:
         if self.style == "anole":
             return (self.image_start,)
         return (self.image_start, self.size + self.rows // 2, self.size + self.columns // 2)
+
+    @property
+    def condition_slots(self) -> int:
+        """Text has no fixed length; long prompts have about as many slots."""
+        return LONG_PROMPT
+
+    @property
+    def picture_places(self) -> dict[str, int]:
+        """Codes follow the text in one line."""
+        return {}
 
     @property
     def sampling(self) -> dict:

@@ -14,7 +14,7 @@ from flax import nnx
 from cascade_jax import mesh
 from cascade_jax.cache import Context, Segment
 from cascade_jax.decode import Prefix
-from cascade_jax.models.prompt import Prompt, TokenRows, stack_tokens, text_tokens, token_prefix
+from cascade_jax.models.prompt import LONG_PROMPT, Prompt, TokenRows, stack_tokens, text_tokens, token_prefix
 from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_1d, run_target, to_logits
 
 
@@ -68,6 +68,16 @@ class JanusConfig:
     def layout(self) -> None:
         """Any code may stand anywhere."""
         return None
+
+    @property
+    def condition_slots(self) -> int:
+        """Text has no fixed length; long prompts have about as many slots."""
+        return LONG_PROMPT
+
+    @property
+    def picture_places(self) -> dict[str, int]:
+        """Codes follow the text in one line."""
+        return {}
 
     @property
     def sampling(self) -> dict:

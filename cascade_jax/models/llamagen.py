@@ -78,6 +78,21 @@ class LlamaGenConfig:
         """Any code may stand anywhere."""
         return None
 
+    @property
+    def codebook_size(self) -> int:
+        """Codes that it draws."""
+        return self.vocab_size
+
+    @property
+    def condition_slots(self) -> int:
+        """Slots in front of the first code."""
+        return self.condition_tokens
+
+    @property
+    def picture_places(self) -> dict[str, int]:
+        """The drafter's codes stand in rows and columns too, one slot earlier."""
+        return {"grid": self.grid, "condition_slots": self.condition_tokens - 1}
+
     def blank(self) -> Prompt:
         """A prompt without meaning."""
         if self.classes is not None:

@@ -9,6 +9,7 @@ from flax import nnx, struct
 
 from cascade_jax.decode import Prefix
 
+LONG_PROMPT = 128  # slots that are reckoned with where memory is planned
 STRIDE = 32  # prefixes of similar lengths share a compiled program
 
 

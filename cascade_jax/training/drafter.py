@@ -26,7 +26,6 @@ from cascade_jax.cache import Context, bias, causal
 from cascade_jax.decode import Prefix, at_tokens, split, teacher_forced
 from cascade_jax.drafters.eagle import Eagle1, EagleConfig
 from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config, layers_read
-from cascade_jax.models.llamagen import LlamaGenConfig
 from cascade_jax.sampling import Layout, guided_logits
 from cascade_jax.training import losses
 from cascade_jax.training.data import Data, by_branch, by_row
@@ -112,16 +111,11 @@ def sizes(kind: str, target: Any, rope_base: float | None = None) -> EagleConfig
     """
     if kind not in KINDS:
         raise ValueError(f"unknown drafter {kind!r}; known: {', '.join(KINDS)}")
-    picture = isinstance(target, LlamaGenConfig)
-    places = {
-        "grid": target.grid if picture else None,
-        "condition_slots": target.condition_tokens - 1 if picture else 0,
-        "rope_base": rope_base or target.rope_base,
-    }
+    places = {**target.picture_places, "rope_base": rope_base or target.rope_base}
     if kind == "eagle1":
         return EagleConfig(dataclasses.replace(target.block, input_norm=False), **places)
     block = dataclasses.replace(target.block, qk_norm=False)
-    codes = target.vocab_size if picture else target.codebook_size
+    codes = target.codebook_size
     return Eagle3Config(block, codes, codes, target.dim, layers_read(target.layers), **places)
 
 

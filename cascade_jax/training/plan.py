@@ -15,15 +15,13 @@ from flax import nnx
 
 from cascade_jax import bundle
 from cascade_jax.models import chameleon, janus, llamagen
-from cascade_jax.models.families import TARGETS
-from cascade_jax.models.prompt import Prompt, TokenRows
+from cascade_jax.training.data import by_row
 from cascade_jax.training.drafter import Graphs, Objective, drafter_loss, sizes, standard, start
 
-PROMPT = 64  # slots of a text prompt, where their number is not fixed
-MODELS = {
-    "LlamaGen-XL, 512 pixels": llamagen.preset("XL", image_tokens=1024),
-    "Janus-Pro-7B": janus.preset("7B"),
-    "Lumina-mGPT-7B, 768 pixels": chameleon.preset("lumina-mgpt-7b-768"),
+MODELS = {  # with rows on each device
+    "LlamaGen-XL, 512 pixels": (llamagen.preset("XL", image_tokens=1024), 4),
+    "Janus-Pro-7B": (janus.preset("7B"), 1),
+    "Lumina-mGPT-7B, 768 pixels": (chameleon.preset("lumina-mgpt-7b-768"), 1),
 }
 
 # Results that are never stored where one operation alone reads them: compilers fuse them into it.
@@ -66,8 +64,7 @@ def plan(config: Any, kind: str, objective: Objective, rows: int) -> Plan:
     target_graph, target = _target(traced)
     drafter = sizes(kind, traced)
     params = jax.eval_shape(lambda: start(drafter, 0)[1])
-    kind_of = bundle.KINDS["drafter"][kind][1]
-    graph = nnx.graphdef(nnx.eval_shape(lambda: kind_of(drafter, rngs=bundle.OneKey())))
+    graph = bundle.skeleton("drafter", drafter)[0]
     graphs = Graphs(target_graph, graph, drafter.taps, config.layout)
     batch = {
         "tokens": jax.ShapeDtypeStruct((rows, config.length), jnp.int32),
@@ -83,8 +80,7 @@ def plan(config: Any, kind: str, objective: Objective, rows: int) -> Plan:
 
 def _target(config: Any) -> tuple[nnx.GraphDef, nnx.State]:
     """A target's graph definition, and its parameters' shapes in bfloat16."""
-    module = next(module for own, module in TARGETS.values() if own is type(config))
-    graph, state = nnx.split(nnx.eval_shape(lambda: module(config, rngs=bundle.OneKey())))
+    graph, state = bundle.skeleton("target", config)
     half = lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
     return graph, jax.tree.map(half, state)
 
@@ -147,18 +143,19 @@ def _size(tree: Any) -> int:
 
 
 def _prompts(config: Any, rows: int) -> Any:
-    if isinstance(config, llamagen.LlamaGenConfig):
-        shape = (rows, config.condition_tokens, config.caption_dim)
-        return Prompt(features=jax.ShapeDtypeStruct(shape, jnp.bfloat16), mask=jax.ShapeDtypeStruct(shape[:2], bool))
-    return TokenRows(jax.ShapeDtypeStruct((rows, 2, PROMPT), jnp.int32), jax.ShapeDtypeStruct((rows, 2), jnp.int32))
+    """Shapes of prompts as long as usual ones, features in bfloat16 as data holds them."""
+
+    def shape(x):
+        return jax.ShapeDtypeStruct(x.shape, jnp.bfloat16 if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
+    return jax.tree.map(shape, by_row(config.stack([config.blank()] * rows)))
 
 
-def table(models: dict[str, Any] = MODELS) -> str:
+def table(models: dict[str, tuple[Any, int]] = MODELS) -> str:
     """The plans of all models and drafters, with and without rematerialisation, as Markdown."""
     lines = ["| model | drafter | rows a device | flags | target | drafter, Adam, gradient | activations | total |"]
     lines.append("|---|---|---:|---|---:|---:|---:|---:|")
-    for name, config in models.items():
-        rows = 4 if isinstance(config, llamagen.LlamaGenConfig) else 1
+    for name, (config, rows) in models.items():
         for kind in ("eagle1", "eagle3"):
             for remat in (False, True):
                 settings = {"guidance": 3.0, "dtype": "bfloat16", "convergence_weight": 2.0, "remat": remat}

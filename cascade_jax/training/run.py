@@ -167,7 +167,7 @@ def trained(folder: str | pathlib.Path) -> tuple[EagleConfig | Eagle3Config, nnx
     if not is_run(folder):
         raise FileNotFoundError(f"{folder} is no training run: it has no drafter.json")
     about = json.loads((folder / "drafter.json").read_text())
-    config = bundle.built(bundle.KINDS["drafter"][about["kind"]][0], about["config"])
+    config = bundle.built(bundle.KINDS["drafter"][about["kind"]].config, about["config"])
     return config, parameters(folder, config), about
 
 

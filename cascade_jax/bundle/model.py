@@ -1,0 +1,172 @@
+"""A loaded model: graph definitions and parameters of its parts, and what they do together."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from cascade_jax.bundle.arrays import cast, flat, plain
+from cascade_jax.bundle.config import BundleError, Config, MetricConfig
+from cascade_jax.decode import Prefix, Program
+from cascade_jax.models import families
+from cascade_jax.models.prompt import Prompt
+from cascade_jax.models.vq import to_uint8
+from cascade_jax.sampling import Layout
+from cascade_jax.tree import DynamicTree, Tree
+
+Read = Callable[[Sequence[str]], list[Prompt]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """A loaded model. It is not changed; `dataclasses.replace` makes another one.
+
+    Attributes:
+      config: what it is.
+      params: {"target", "drafter", "vq", "text"}: NNX states, None where a part is missing, an array tree for text.
+      read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
+      neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
+      mesh: the devices that the parameters lie on, see `sharding`; None for one device.
+      trees: what `measure.tune` found, by kind of device and name of the method; each has a "tree" among its entries.
+    """
+
+    config: Config
+    params: dict[str, Any]
+    read: Read | None = None
+    neighbours: np.ndarray | None = None
+    mesh: jax.sharding.Mesh | None = None
+    trees: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+
+    @functools.cached_property
+    def _graphs(self) -> dict[str, nnx.GraphDef]:
+        return {part: graph for part, (graph, _) in skeletons(self.config).items()}
+
+    @property
+    def length(self) -> int:
+        """Output tokens of a picture."""
+        return self.config.target.length
+
+    @property
+    def layout(self) -> Layout | None:
+        """What may stand where in the output."""
+        return self.config.target.layout
+
+    def program(self, tree: Tree | DynamicTree) -> Program:
+        """The decoding program of this model with `tree`.
+
+        Raises:
+          BundleError: if the tree has drafts and the bundle no drafter.
+        """
+        drafter = self._graphs.get("drafter") if tree.depth else None
+        if tree.depth and drafter is None:
+            raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
+        taps = self.config.drafter.taps if tree.depth else ()
+        if taps and not all(1 <= tap <= self.config.target.layers for tap in taps):
+            raise BundleError(f"the drafter reads layers {taps} of a target that has {self.config.target.layers}")
+        return Program(self._graphs["target"], drafter, tree, self.length, self.layout, taps)
+
+    def decoding_params(self, program: Program) -> dict[str, Any]:
+        """The parameters that `program` reads."""
+        return {"target": self.params["target"], "drafter": self.params["drafter"] if program.drafter else None}
+
+    def graph(self, part: str) -> nnx.GraphDef:
+        """A part's graph definition."""
+        return self._graphs[part]
+
+    def merged(self, part: str) -> nnx.Module:
+        """A part as a module: "target", "drafter" or "vq"."""
+        return nnx.merge(self._graphs[part], self.params[part])
+
+    def encode(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
+        """Prompts as the target's conditioning.
+
+        Raises:
+          ValueError: for an empty prompt, or text that the text encoder cannot read.
+        """
+        return encode(prompts, self.read)
+
+    def prefix(self, prompts: Sequence[Prompt], guided: bool) -> Prefix:
+        """What stands before the first output token, for both guidance branches or the conditional one alone."""
+        drafter = self._graphs.get("drafter")
+        states = self.params["target"], self.params["drafter"]
+        stacked = self.config.target.stack(prompts)
+        return prefix(self._graphs["target"], drafter, guided, states, stacked)
+
+    def images(self, tokens: jax.Array) -> np.ndarray:
+        """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
+        codes = self.config.target.codes(tokens)
+        return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
+
+
+def encode(prompts: Sequence[str | Prompt], read: Read | None) -> list[Prompt]:
+    """Prompts as a target's conditioning; `read` is the text encoder, see `Bundle`. Raises as `Bundle.encode`."""
+    if isinstance(prompts, str):
+        raise ValueError("prompts are a list: put the text into brackets, [prompt]")
+    texts = [p for p in prompts if isinstance(p, str)]
+    for text in texts:
+        if not text.strip():
+            raise ValueError("the prompt is empty")
+    if texts and read is None:
+        raise BundleError("this model has no text encoder: pass encoded prompts (cascade_jax.Prompt)")
+    done = iter(read(texts) if texts else [])
+    return [next(done) if isinstance(p, str) else p for p in prompts]
+
+
+def pictures(graph: nnx.GraphDef, state: nnx.State, codes: jax.Array) -> jax.Array:
+    """VQ codes int [B, h, w] as pictures, uint8 [B, H, W, 3]."""
+    return to_uint8(nnx.merge(graph, state).decode_codes(codes))
+
+
+_pictures = jax.jit(pictures, static_argnums=0)
+
+
+@jax.jit(static_argnums=(0, 1, 2))
+def prefix(graph: nnx.GraphDef, drafter_graph: nnx.GraphDef | None, guided: bool, states, stacked) -> Prefix:
+    """What stands before the first output token, by target and drafter; `states` are their parameters."""
+    drafter = None if drafter_graph is None else nnx.merge(drafter_graph, states[1])
+    return nnx.merge(graph, states[0]).prefix(stacked, guided, drafter)
+
+
+def skeletons(config: Config | MetricConfig) -> dict[str, tuple[nnx.GraphDef, nnx.State]]:
+    """Graph definition and shapes of every part that is a module, without any memory."""
+    sizes = {part: getattr(config, field, None) for part, field in families.FIELDS.items()}
+    return {part: skeleton(part, own) for part, own in sizes.items() if own is not None}
+
+
+def skeleton(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    """Graph definition and shapes of a part of these sizes; the state is the caller's own."""
+    graph, state = _traced(part, config)
+    return graph, jax.tree.map(lambda leaf: leaf, state)
+
+
+@functools.lru_cache(maxsize=64)  # a bundle needs it twice, and tracing a module takes a second
+def _traced(part: str, config: Any) -> tuple[nnx.GraphDef, nnx.State]:
+    module = families.module_of(part, config)
+    return nnx.split(nnx.eval_shape(lambda: module(config, rngs=OneKey())))
+
+
+def abstract(config: Config, dtype=jnp.float32) -> Bundle:
+    """A bundle of shapes instead of parameters, for programs that are lowered and never run. It reads no text."""
+
+    def shape(leaf):
+        return jax.ShapeDtypeStruct(leaf.shape, cast(leaf.dtype, dtype))
+
+    states = {part: jax.tree.map(shape, state) for part, (_, state) in skeletons(config).items()}
+    return Bundle(config, {"drafter": None, "text": None, **states})
+
+
+class OneKey:
+    """In place of `nnx.Rngs` where only shapes matter: counting keys takes longer than all the rest of tracing."""
+
+    def params(self) -> jax.Array:
+        return jax.random.key(0)
+
+
+def shapes(part: str, config: Any) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a part of these sizes, by dotted path."""
+    return {".".join(path): leaf.shape for path, leaf in flat(plain(skeleton(part, config)[1])).items()}
