@@ -68,6 +68,8 @@ class Context:
       rope: [R, S, D/2, 2], cosine and sine of the new tokens' rotary angles.
       new_bias: additive mask among the new tokens, broadcastable to [R, 1, S, S].
       past_bias: for every past segment its additive mask, broadcastable to [R, 1, S, T].
+      past_length: for every past segment int [R], the slots beyond which its mask hides everything, so that they need
+        not be read; None where that is not known. Empty if it is known of none.
 
     In place of a mask None says that new token i sees slot i of that segment and no other, as the chains of EAGLE-3's
     training-time test do, one for every position of a sequence: S scores in place of S x S.
@@ -76,6 +78,7 @@ class Context:
     rope: jax.Array
     new_bias: jax.Array | None
     past_bias: tuple[jax.Array | None, ...] = ()
+    past_length: tuple[jax.Array | None, ...] = ()
 
 
 def bias(mask: jax.Array) -> jax.Array:

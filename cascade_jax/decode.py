@@ -237,6 +237,7 @@ def target_pass(program: Program, params, state: DecodeState, drafted: Draft) ->
         target.rope(state.length[:, None] + depths),
         kv.bias(ancestors)[:, None],
         (kv.filled(kv.slots(state.cache), state.length, state.holes),),
+        (state.length,),
     )
     embeddings = target.embed(jnp.maximum(drafted.tokens, 0))
     return target(jnp.concatenate([embeddings] * branches), context, (state.cache,), program.taps)

@@ -4,11 +4,16 @@ Caches have the weights' type and one layout everywhere, see `cache.KV`: one hea
 on CPU and what matrix units like elsewhere.
 """
 
+import contextlib
+import contextvars
 import os
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+
+from cascade_jax import mesh
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,39 @@ DEFAULTS = {
 def defaults() -> Defaults:
     """Those of the platform that JAX runs on; a GPU's for one that is not known here."""
     return DEFAULTS.get(jax.default_backend(), DEFAULTS["gpu"])
+
+
+_portable = contextvars.ContextVar("portable", default=False)
+
+
+@contextlib.contextmanager
+def portable():
+    """Programs traced in here consist of operations that every platform has, whatever platform they are lowered for."""
+    token = _portable.set(True)
+    try:
+        yield
+    finally:
+        _portable.reset(token)
+
+
+def kernels() -> bool:
+    """Whether a program may hold kernels of ours: not a portable one, nor one divided over devices, for XLA cannot."""
+    return not _portable.get() and mesh.shards() == 1
+
+
+def by_lowering(general: Callable, gpu: Callable) -> Callable:
+    """A function that is `gpu` in programs lowered for CUDA or ROCm, and `general` in all others.
+
+    The platform is that of the program, not of the process: a program can be compiled for a machine that is not there.
+    Both give the same but for rounding. `gpu` also takes `interpret`, with which it runs anywhere, for tests.
+    """
+
+    def chosen(*args):
+        if not kernels():
+            return general(*args)
+        return jax.lax.platform_dependent(*args, cuda=gpu, rocm=gpu, default=general)
+
+    return chosen
 
 
 def free_memory() -> float:

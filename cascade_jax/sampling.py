@@ -5,6 +5,7 @@ what makes strict verification lossless for the *warped* distribution.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from cascade_jax import mesh
+from cascade_jax import mesh, platforms
+from cascade_jax.kernels.rows import LARGEST, by_row
 
 EXCLUDED = -jnp.inf
 
@@ -75,7 +77,59 @@ def guided_logits(head: Callable, features: jax.Array, guidance: jax.Array | Non
 
 def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """The probabilities [..., V] from which a token with these (guided) logits [..., V] is drawn."""
-    return jax.nn.softmax(warp_logits(logits, sampling), axis=-1)
+    results = ((logits.shape[-1], jnp.float32),)
+    return _on_rows(_warped, _warped, results, sampling, (logits,), (EXCLUDED,))[0]
+
+
+def propose(logits: jax.Array, noise: jax.Array, sampling: Sampling, count: int) -> tuple[jax.Array, jax.Array]:
+    """Warps logits [..., V] and draws `count` tokens one after the other without replacement.
+
+    Args:
+      noise: [..., V], Gumbel noise; zeros for the likeliest tokens, see `distinct`.
+
+    Returns:
+      The probabilities [..., V], and the tokens int [..., count].
+    """
+    results = (logits.shape[-1], jnp.float32), (count, jnp.int32)
+    by_sorting, by_rounds = (functools.partial(_proposed, count, best) for best in (top, _top_by_rounds))
+    return _on_rows(by_sorting, by_rounds, results, sampling, (logits, noise), (EXCLUDED, 0.0))
+
+
+def likeliest_of(logits: jax.Array, sampling: Sampling, count: int) -> tuple[jax.Array, jax.Array]:
+    """The `count` largest log probabilities [..., count] of warped logits [..., V], and their tokens."""
+    results = (count, jnp.float32), (count, jnp.int32)
+    by_sorting, by_rounds = (functools.partial(_best, count, best) for best in (top, _top_by_rounds))
+    return _on_rows(by_sorting, by_rounds, results, sampling, (logits,), (EXCLUDED,))
+
+
+def _best(count, best, sampling, logits):
+    return tuple(best(jax.nn.log_softmax(warp_logits(logits, sampling), axis=-1), count))
+
+
+def _warped(sampling, logits):
+    return (jax.nn.softmax(warp_logits(logits, sampling), axis=-1),)
+
+
+def _proposed(count, best, sampling, logits, noise):
+    log_probs = jax.nn.log_softmax(warp_logits(logits, sampling), axis=-1)
+    return jnp.exp(log_probs), distinct(log_probs + noise, count, best)
+
+
+def _on_rows(general: Callable, of_row: Callable, results, sampling: Sampling, rows, fills):
+    """`general(sampling, *rows)` of arrays [..., V]; on a GPU `of_row` for every row, which has to give the same.
+
+    Not with top-p, which sorts, nor with rows that are longer than a program's registers.
+    """
+    lead = rows[0].shape[:-1]
+
+    def at_once(sampling, *rows, interpret=False):
+        flat = [row.reshape(-1, row.shape[-1]) for row in rows]
+        made = by_row(of_row, sampling, flat, fills, results, interpret=interpret)
+        return tuple(x.reshape(*lead, x.shape[-1]) for x in made)
+
+    if sampling.top_p is not None or max(row.shape[-1] for row in rows) > LARGEST:
+        return general(sampling, *rows)
+    return platforms.by_lowering(general, at_once)(sampling, *rows)
 
 
 def warp_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -107,16 +161,16 @@ def kth_largest(x: jax.Array, k: jax.Array) -> jax.Array:
     """
     bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
-    ordered = jnp.where(bits & sign, ~bits, bits | sign)
+    ordered = jnp.where(bits & sign != 0, ~bits, bits | sign)
     k = jnp.minimum(k, x.shape[-1])
 
     def refine(i, found):
-        trial = found | (sign >> i)
-        enough = jnp.sum(ordered >= trial, axis=-1, keepdims=True, dtype=jnp.int32) >= k
+        trial = found | (sign >> i.astype(jnp.uint32))
+        enough = jnp.sum((ordered >= trial).astype(jnp.int32), axis=-1, keepdims=True) >= k
         return jnp.where(enough, trial, found)
 
-    found = jax.lax.fori_loop(jnp.uint32(0), jnp.uint32(32), refine, jnp.zeros_like(ordered[..., :1]))
-    return jax.lax.bitcast_convert_type(jnp.where(found & sign, found & ~sign, ~found), jnp.float32)
+    found = jax.lax.fori_loop(0, 32, refine, jnp.zeros((*x.shape[:-1], 1), jnp.uint32))
+    return jax.lax.bitcast_convert_type(jnp.where(found & sign != 0, found ^ sign, ~found), jnp.float32)
 
 
 def in_nucleus(logits: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -209,10 +263,22 @@ def top(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
     return values, jnp.take_along_axis(places, best, axis=-1)
 
 
-def distinct(scores: jax.Array, count: int) -> jax.Array:
+def _top_by_rounds(x: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    """`top` of a row [V], one after the other, where nothing can be sorted; filled up to the next power of two."""
+    places, ranks = jnp.arange(x.shape[0]), jnp.arange(1 << (count - 1).bit_length())
+    values, tokens, left = jnp.full(ranks.shape, -jnp.inf), jnp.zeros_like(ranks), places >= 0
+    for rank in range(count):
+        best = jnp.max(jnp.where(left, x, -jnp.inf))
+        token = jnp.min(jnp.where(left & (x == best), places, x.shape[0]))
+        values, tokens = jnp.where(ranks == rank, best, values), jnp.where(ranks == rank, token, tokens)
+        left = left & (places != token)
+    return values, tokens
+
+
+def distinct(scores: jax.Array, count: int, best: Callable = top) -> jax.Array:
     """The `count` best tokens int [..., count] by score [..., V], best first; -1 in place of those that score -inf.
 
     With Gumbel noise added to log probabilities these are draws without replacement; without, the likeliest tokens.
     """
-    values, tokens = top(scores, count)
+    values, tokens = best(scores, count)
     return jnp.where(jnp.isfinite(values), tokens, -1).astype(jnp.int32)

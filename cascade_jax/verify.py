@@ -20,6 +20,8 @@ from cascade_jax import sampling
 from cascade_jax.acceptance import Rule, Siblings, ratio, remainder
 from cascade_jax.tree import Topology, Tree
 
+UNROLLED = 8  # siblings, and as many levels of as many: on a GPU every turn of a loop is a launch of all its kernels
+
 
 @struct.dataclass
 class Verdict:
@@ -219,7 +221,7 @@ def examine(topology, inner, tokens, draft_probs, probs, excluded, features, rul
 
     width = nodes.shape[1]
     start = (probs, probs if draft_probs is None else draft_probs)
-    (leftover, _), columns = jax.lax.scan(turn, start, jnp.arange(width))
+    (leftover, _), columns = jax.lax.scan(turn, start, jnp.arange(width), unroll=width <= UNROLLED)
     target_x, draft_x, offers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), columns)
     allowed = ~jnp.take_along_axis(excluded, jnp.maximum(child_tokens, 0), axis=1)
     return Candidates(nodes, target_x, draft_x, offers, allowed, leftover)
@@ -235,6 +237,7 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
     depth, width = topology.depth, candidates.nodes.shape[1]
     slot_of = jnp.asarray(slots(inner, len(topology.parents)))
     uniforms = jax.random.uniform(key, (depth, width))
+    short = depth * width <= UNROLLED**2
 
     def sibling(state, candidate):
         chosen, spent, nominal, coupled, parted = state
@@ -264,12 +267,12 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
         )
         here = jnp.broadcast_to(going & (slot >= 0), (width,))
         start = (jnp.int32(-1), *ledger)
-        (chosen, *ledger), visits = jax.lax.scan(sibling, start, (u, here, *row))
+        (chosen, *ledger), visits = jax.lax.scan(sibling, start, (u, here, *row), unroll=short)
         return (jnp.where(chosen >= 0, chosen, node), chosen >= 0, *ledger), (chosen, visits)
 
     zero = jnp.float32(0)
     start = (jnp.int32(0), jnp.bool_(True), zero, zero, zero, jnp.bool_(False))
-    (end, _, _, *charges), (below, visits) = jax.lax.scan(level, start, uniforms)
+    (end, _, _, *charges), (below, visits) = jax.lax.scan(level, start, uniforms, unroll=short)
     return jnp.concatenate([jnp.zeros(1, jnp.int32), below]), end, charges, (*visits, uniforms)
 
 

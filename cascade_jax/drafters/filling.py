@@ -16,13 +16,13 @@ from flax import struct
 from cascade_jax import cache as kv
 from cascade_jax.cache import Context
 from cascade_jax.draft import Draft
-from cascade_jax.sampling import Layout, Sampling, distinct, guided_logits, top, warp_logits
+from cascade_jax.sampling import Layout, Sampling, guided_logits, likeliest_of, propose
 from cascade_jax.tree import DynamicTree, Topology, Tree
 
 
 @struct.dataclass
 class Head:
-    """From the drafter's hidden states to log probabilities of the next tokens, [.., V]."""
+    """From the drafter's hidden states to guided logits of the next tokens, [.., V]."""
 
     sampling: Sampling
     position: jax.Array  # int [B], the output position that the root's children would take
@@ -34,7 +34,7 @@ class Head:
         logits = guided_logits(head, hidden, self.sampling.guidance, linear=drafter.linear_head(target))
         if layout is not None:
             logits = layout.constrain(logits, self.position[:, None] + depth)
-        return jax.nn.log_softmax(warp_logits(logits, self.sampling), axis=-1)
+        return logits
 
 
 def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout) -> Draft:
@@ -51,14 +51,14 @@ def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, 
             x, fresh = _descend(drafter, target, tree, state, depth, parents, tokens, hiddens, tree_cache, placed)
             tree_cache, placed = kv.join(tree_cache, fresh), placed + parents
             hiddens = {node: x[:, i] for i, node in enumerate(parents)}
-        log_probs = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
-        probs.append(jnp.exp(log_probs))
+        logits = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
         width = max(int(np.sum(children[node] >= 0)) for node in parents)
         if noise is None:  # all of the step's noise at once: one generator call instead of one a level
-            shape = (len(tree.inner), log_probs.shape[-1])
+            shape = (len(tree.inner), logits.shape[-1])
             noise = jnp.where(greedy, 0.0, jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys))
         first = tree.inner.index(parents[0])
-        drawn = distinct(log_probs + noise[:, first : first + len(parents)], width)
+        level, drawn = propose(logits, noise[:, first : first + len(parents)], head.sampling, width)
+        probs.append(level)
         for i, node in enumerate(parents):
             for rank, child in enumerate(children[node][children[node] >= 0]):
                 tokens[child] = drawn[:, i, rank]
@@ -73,10 +73,11 @@ def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, tree_c
     drafts = jnp.maximum(jnp.stack([tokens[n] for n in nodes], axis=1), 0)
     embeddings = tile(drafter.embed(drafts, target), rows)
     slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, len(nodes)))
-    past, past_bias = (state.cache,), (seen_pairs(state),)
+    past, past_bias, lengths = (state.cache,), (seen_pairs(state),), (state.length,)
     if placed:
         past, past_bias = (*past, tree_cache), (*past_bias, kv.bias(ancestors[np.ix_(nodes, placed)])[None, None])
-    context = Context(drafter.rope(slots), kv.bias(np.eye(len(nodes), dtype=bool))[None, None], past_bias)
+        lengths = (*lengths, None)
+    context = Context(drafter.rope(slots), kv.bias(np.eye(len(nodes), dtype=bool))[None, None], past_bias, lengths)
     return drafter(embeddings, features, context, past)
 
 
@@ -86,8 +87,8 @@ def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy
     rows, batch, k = hidden.shape[0], state.tokens.shape[0], tree.top_k
     root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)
 
-    def best(log_probs):  # [B, n, V] -> values, tokens [B, n, k]
-        return top(log_probs, k)
+    def best(logits):  # [B, n, V] -> log probabilities, tokens [B, n, k]
+        return likeliest_of(logits, head.sampling, k)
 
     values, tokens = best(head(drafter, target, layout, hidden[:, None], 0))
     scores, frontier = values[:, 0], tokens[:, 0]  # [B, k]
@@ -99,10 +100,11 @@ def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy
 
     for depth in range(1, tree.rounds + 1):
         slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, k))
-        past, past_bias = (state.cache,), (seen_pairs(state),)
+        past, past_bias, lengths = (state.cache,), (seen_pairs(state),), (state.length,)
         if tree_cache is not None:
             past, past_bias = (*past, tree_cache), (*past_bias, tile(kv.bias(seen), rows)[:, None])
-        context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias)
+            lengths = (*lengths, None)
+        context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias, lengths)
         embeddings = tile(drafter.embed(frontier, target), rows)
         x, fresh = drafter(embeddings, features, context, past)
         tree_cache = kv.join(tree_cache, fresh)

@@ -18,6 +18,7 @@ from cascade_jax.export.artifact import ArtifactError, Lowered, named
 from cascade_jax.methods import Method
 from cascade_jax.models.prompt import TokenRows
 from cascade_jax.models.transformer import straight
+from cascade_jax.platforms import portable
 from cascade_jax.sampling import Sampling
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -62,7 +63,8 @@ def lower(
     given = states, prompts, seed, numbers
 
     def exported(function, *arguments):
-        made = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
+        with portable():
+            made = jax.export.export(jax.jit(function), platforms=tuple(platforms))(*arguments)
         check_portable(made)
         return made
 

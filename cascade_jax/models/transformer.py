@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cascade_jax import mesh
+from cascade_jax import mesh, platforms
 from cascade_jax.cache import KV, Context, Segment
+from cascade_jax.kernels import attention
+
+HEAD_NORM_EPS = 1e-5
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,85 @@ def rotate(x: jax.Array, rope: jax.Array, style: str) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
+def head_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
+    """LayerNorm over each head of `x` [..., H, D] in float32, with a scale and a shift of its own [H, D] per head."""
+    y = x.astype(jnp.float32)
+    y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + HEAD_NORM_EPS)
+    return y.astype(x.dtype) * scale.astype(x.dtype) + shift.astype(x.dtype)
+
+
+def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, lengths) -> tuple[jax.Array, KV]:
+    """Attention between its two products.
+
+    Args:
+      qkv: [R, S, K, H/K + 2, D]: per key-value head its query heads, its key and its value.
+      rope: [R, S, D/2, 2].
+      norms: scale and shift of queries [H, D] and of keys [K, D], four arrays, with `config.qk_norm`.
+      past: segments.
+      biases: every past segment's mask, and the new tokens' last, see `cache.Context`.
+      lengths: every past segment's length, see `cache.Context`.
+
+    Returns:
+      [R, S, H D], and the new tokens' keys and values.
+    """
+
+    def general(qkv, rope, norms, past, biases, lengths):
+        del lengths  # the masks say as much
+        return attend_by_products(config, qkv, rope, norms, past, biases)
+
+    def at_once(qkv, rope, norms, past, biases, lengths, interpret=False):
+        past = [(segment.key, segment.value) for segment in past]
+        out, key, value = attention.attention(
+            qkv, rope, norms, past, biases, lengths, style=config.rope, epsilon=HEAD_NORM_EPS, interpret=interpret
+        )
+        return out, KV(key, value)
+
+    function = general
+    if past and attention.fits(qkv.shape[1], qkv.shape[3] - 2, qkv.shape[4], biases):
+        function = platforms.by_lowering(general, at_once)
+    return function(qkv, rope, norms, past, biases, lengths)
+
+
+def attend_by_products(config: BlockConfig, qkv, rope, norms, past, biases) -> tuple[jax.Array, KV]:
+    """`attend` on any platform.
+
+    Softmax by hand: its sum divides once, behind the values, and no segment is copied to be joined with another.
+    """
+    rows, new, heads, groups, size = qkv.shape[0], qkv.shape[1], config.kv_heads, qkv.shape[3] - 2, config.head_dim
+    query, key = qkv[..., :groups, :].reshape(rows, new, config.heads, size), qkv[..., groups, :]
+    if norms is not None:
+        query, key = head_norm(query, *norms[:2]), head_norm(key, *norms[2:])
+    query, key = rotate(query, rope, config.rope), rotate(key, rope, config.rope)
+    fresh = KV(key.transpose(0, 2, 3, 1), jnp.swapaxes(qkv[..., groups + 1, :], 1, 2))
+
+    # query heads that share a key head are further rows of the same product: [R, K, H/K * S, D]
+    query = query.reshape(rows, new, heads, groups, size).transpose(0, 2, 3, 1, 4)
+    query = query.reshape(rows, heads, groups * new, size) * jnp.asarray(size**-0.5, query.dtype)
+
+    segments, scores = (*past, fresh), []
+    for segment, bias in zip(segments, biases, strict=True):
+        if bias is None:
+            own = jnp.tile(jnp.swapaxes(segment.key, 2, 3), (1, 1, groups, 1)).astype(query.dtype)
+            scores.append(jnp.sum((query * own).astype(jnp.float32), axis=-1, keepdims=True))
+            continue
+        s = jnp.einsum("rkqd,rkdt->rkqt", query, segment.key.astype(query.dtype), preferred_element_type=jnp.float32)
+        scores.append(s + (bias if bias.shape[2] == 1 else jnp.tile(bias, (1, 1, groups, 1))))
+    top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
+    top = jax.lax.stop_gradient(top)
+    out, total = 0.0, 0.0
+    for segment, bias, s in zip(segments, biases, scores, strict=True):
+        weights = jnp.exp(s - top)
+        total += jnp.sum(weights, axis=-1, keepdims=True)
+        values = segment.value.astype(query.dtype)
+        if bias is None:
+            out += weights * jnp.tile(values, (1, 1, groups, 1)).astype(jnp.float32)
+            continue
+        out += jnp.einsum("rkqt,rktd->rkqd", weights.astype(query.dtype), values, preferred_element_type=jnp.float32)
+    out = (out / total).reshape(rows, heads, groups, new, size).transpose(0, 3, 1, 2, 4)
+    return out.reshape(rows, new, -1).astype(qkv.dtype), fresh
+
+
 class Linear(nnx.Module):
     """A matrix [in, *out] and an optional bias [*out]."""
 
@@ -177,19 +259,11 @@ class RMSNorm(nnx.Module):
 
 
 class HeadNorm(nnx.Module):
-    """LayerNorm over each head of `x` [..., H, D] in float32, with a scale and a shift of its own [H, D] per head."""
-
-    epsilon = 1e-5
+    """Scale and shift [H, D] of `head_norm`."""
 
     def __init__(self, heads: int, head_dim: int):
         self.scale = nnx.Param(jnp.ones((heads, head_dim)))
         self.bias = nnx.Param(jnp.zeros((heads, head_dim)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        y = x.astype(jnp.float32)
-        y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
-        return y.astype(x.dtype) * self.scale[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -208,48 +282,13 @@ class Attention(nnx.Module):
         self.out = Linear(config.heads * config.head_dim, config.dim, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: Context, past: tuple[KV, ...]) -> tuple[jax.Array, KV]:
-        c, (rows, new) = self.config, x.shape[:2]
-        qkv = mesh.divided(self.qkv(x), 2)
-        query = qkv[..., : self.groups, :].reshape(rows, new, c.heads, c.head_dim)
-        key = qkv[..., self.groups, :]
-        if c.qk_norm:
-            query, key = self.query_norm(query), self.key_norm(key)
-        query, key = rotate(query, context.rope, c.rope), rotate(key, context.rope, c.rope)
-        fresh = KV(key.transpose(0, 2, 3, 1), jnp.swapaxes(qkv[..., self.groups + 1, :], 1, 2))
-
-        # query heads that share a key head are further rows of the same product: [R, K, H/K * S, D]
-        query = query.reshape(rows, new, c.kv_heads, self.groups, c.head_dim).transpose(0, 2, 3, 1, 4)
-        query = query.reshape(rows, c.kv_heads, self.groups * new, c.head_dim)
-        query = query * jnp.asarray(c.head_dim**-0.5, query.dtype)
-
-        # Softmax by hand: its sum divides once, behind the values, and no segment is copied to be joined with another.
-        segments, biases = (*past, fresh), (*context.past_bias, context.new_bias)
-        scores = []
-        for segment, bias in zip(segments, biases, strict=True):
-            if bias is None:
-                own = jnp.tile(jnp.swapaxes(segment.key, 2, 3), (1, 1, self.groups, 1)).astype(query.dtype)
-                scores.append(jnp.sum((query * own).astype(jnp.float32), axis=-1, keepdims=True))
-                continue
-            s = jnp.einsum(
-                "rkqd,rkdt->rkqt", query, segment.key.astype(query.dtype), preferred_element_type=jnp.float32
-            )
-            scores.append(s + (bias if bias.shape[2] == 1 else jnp.tile(bias, (1, 1, self.groups, 1))))
-        top = functools.reduce(jnp.maximum, [jnp.max(s, axis=-1, keepdims=True) for s in scores])
-        top = jax.lax.stop_gradient(top)
-        out, total = 0.0, 0.0
-        for segment, bias, s in zip(segments, biases, scores, strict=True):
-            weights = jnp.exp(s - top)
-            total += jnp.sum(weights, axis=-1, keepdims=True)
-            values = segment.value.astype(query.dtype)
-            if bias is None:
-                out += weights * jnp.tile(values, (1, 1, self.groups, 1)).astype(jnp.float32)
-                continue
-            out += jnp.einsum(
-                "rkqt,rktd->rkqd", weights.astype(query.dtype), values, preferred_element_type=jnp.float32
-            )
-        out = out / total
-        out = out.reshape(rows, c.kv_heads, self.groups, new, c.head_dim).transpose(0, 3, 1, 2, 4)
-        return mesh.whole(self.out(out.reshape(rows, new, c.heads * c.head_dim).astype(x.dtype))), fresh
+        norms = None
+        if self.config.qk_norm:
+            norms = tuple(param[...] for norm in (self.query_norm, self.key_norm) for param in (norm.scale, norm.bias))
+        biases = (*context.past_bias, context.new_bias)
+        lengths = context.past_length or (None,) * len(past)
+        out, fresh = attend(self.config, mesh.divided(self.qkv(x), 2), context.rope, norms, past, biases, lengths)
+        return mesh.whole(self.out(out)), fresh
 
 
 class FeedForward(nnx.Module):

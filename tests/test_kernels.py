@@ -1,0 +1,97 @@
+"""Kernels give what the functions give that they stand for; interpreted here, for they are made for GPUs."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cascade_jax import cache as kv
+from cascade_jax import mesh, platforms, sampling
+from cascade_jax.cache import KV
+from cascade_jax.models import transformer
+from cascade_jax.models.transformer import BlockConfig
+from cascade_jax.sampling import Sampling
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    """Calls a function as it runs anywhere, and as programs for GPUs have it."""
+
+    def both(function, *args):
+        general = function(*args)
+        with monkeypatch.context() as patched:
+            patched.setattr(platforms, "by_lowering", lambda _, gpu: functools.partial(gpu, interpret=True))
+            return general, function(*args)
+
+    return both
+
+
+def noise(seed, *shape):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+ATTENTION = {
+    "a token": dict(new=1, groups=1, slots=(96,)),
+    "a tree, and slots that fill no block": dict(new=26, groups=1, slots=(100,), style="half"),
+    "grouped queries, their norms, two segments": dict(new=5, groups=2, slots=(64, 3), style="half", normed=True),
+    "norms of interleaved pairs": dict(new=3, groups=4, slots=(32, 17), normed=True),
+}
+
+
+@pytest.mark.parametrize("case", ATTENTION.values(), ids=ATTENTION)
+def test_attention(case, interpreted):
+    new, groups, style, normed = case["new"], case["groups"], case.get("style", "interleaved"), case.get("normed")
+    rows, heads, size = 2, 2, 32
+    config = BlockConfig(64, heads * groups, heads, size, 64, rope=style, qk_norm=bool(normed))
+    qkv = noise(0, rows, new, heads, groups + 2, size)
+    norms = None
+    if normed:
+        norms = tuple(noise(i, h, size) for i, h in enumerate([heads * groups, heads * groups, heads, heads], 10))
+    past, biases, lengths = [], [], [jnp.array([case["slots"][0] // 2, case["slots"][0]])]
+    for i, slots in enumerate(case["slots"]):
+        past.append(KV(noise(20 + i, rows, heads, size, slots), noise(30 + i, rows, heads, slots, size)))
+        seen = jax.random.bernoulli(jax.random.key(i), 0.6, (1, 1, new, slots))
+        biases.append(kv.bias(seen) if i else kv.filled(slots, lengths[0]))
+    biases.append(kv.bias(kv.causal(new))[None, None])
+    rope = transformer.rope_1d(jnp.arange(rows * new).reshape(rows, new), size, 1e4)
+    lengths += [None] * (len(past) - 1)
+    general, kernel = interpreted(transformer.attend, config, qkv, rope, norms, tuple(past), tuple(biases), lengths)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=2e-6), general, kernel)
+
+
+@pytest.mark.parametrize("vocabulary", [512, 300], ids="vocabulary {}".format)
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.7, 40), (1.0, 1), (0.0, 40)])
+def test_warping_and_drawing(temperature, top_k, vocabulary, interpreted):
+    """With tokens that are excluded, and with ties."""
+    settings = Sampling(temperature, top_k).checked()
+    logits = 3 * noise(1, 2, 3, vocabulary)
+    logits = logits.at[0, 0, 5:90].set(-jnp.inf).at[1, 1, 3].set(-0.0).at[1, 2].set(jnp.round(logits[1, 2]))
+    gumbel = jax.random.gumbel(jax.random.key(2), logits.shape)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5)
+    close(*interpreted(sampling.warp, logits, settings))
+    (probs, tokens), (own_probs, own_tokens) = interpreted(sampling.propose, logits, gumbel, settings, 3)
+    close(probs, own_probs)
+    np.testing.assert_array_equal(tokens, own_tokens)
+    (values, tokens), (own_values, own_tokens) = interpreted(sampling.likeliest_of, logits, settings, 5)
+    close(values, own_values)
+    np.testing.assert_array_equal(tokens, own_tokens)
+
+
+def test_programs_for_gpus_alone_hold_kernels():
+    """Whatever machine lowers them; and not where they are to run anywhere."""
+    logits, settings = jnp.zeros((2, 300)), Sampling(1.0, 40).checked()
+
+    def kernels(platform):
+        traced = jax.jit(lambda *args: sampling.warp(*args)).trace(logits, settings)
+        return len(re.findall("custom_call.*triton", traced.lower(lowering_platforms=(platform,)).as_text()))
+
+    assert {platform: kernels(platform) for platform in ("cpu", "tpu", "cuda", "rocm")} == {
+        "cpu": 0, "tpu": 0, "cuda": 1, "rocm": 1,
+    }  # fmt: skip
+    with platforms.portable():
+        assert kernels("cuda") == 0
+    with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1, 2), (mesh.DATA, mesh.MODEL))):
+        assert not platforms.kernels()
