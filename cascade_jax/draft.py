@@ -112,3 +112,38 @@ class Drafter(Protocol):
 
     def observe(self, target, memory: Any, outcome: Outcome) -> Any:
         """The memory after the target has judged the tree."""
+
+
+class Trainable(Drafter, Protocol):
+    """A drafter whose parameters `training` can find.
+
+    Its configuration has a class method `for_target(target)`: the sizes of a new one for a target of these sizes.
+
+    Attributes:
+      standard: what its public code trains on: settings of `training.drafter.Objective` that are not the usual ones.
+    """
+
+    standard: dict[str, Any]
+
+    def embed(self, tokens: jax.Array, target) -> jax.Array:
+        """Drawn tokens int [...] to the embeddings [..., d] that it takes in."""
+
+    def ahead(self, embeddings: jax.Array, features: jax.Array, steps: int, remat: bool = False) -> list[jax.Array]:
+        """Estimates [R, S - 1, d] of what the target says, from every slot of a sequence at once.
+
+        The i-th is, at slot s, what drafts the token at slot s + 2 + i, of a drafter that knows the tokens up to slot
+        s + 1 and the features up to slot s: a chain of i drafts, which are the sequence's own tokens. At a sequence's
+        end tokens run out; what is there is not looked at.
+
+        Args:
+          embeddings: [R, S, d], what stands at every slot.
+          features: [R, S - 1, ...], what it reads of the target's pass, see `taps`.
+          steps: how many.
+          remat: compute activations again in the backward pass.
+        """
+
+    def logits(self, estimates: jax.Array, target) -> jax.Array:
+        """Estimates [..., d] to float32 logits [..., V]."""
+
+    def linear_head(self, target) -> bool:
+        """Whether `logits` is a linear map."""

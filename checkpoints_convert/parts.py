@@ -111,8 +111,7 @@ def parts(family: Family, opened: Sequence[Source], pixels: int | None, say: Cal
     done: dict[str, Part] = {}
     for name in _ORDER:
         if name in found:
-            paths = {n: p.source.path for n, p in done.items()}
-            known = Known({n: p.config for n, p in done.items()}, pixels, say, paths)
+            known = Known({n: p.config for n, p in done.items()}, pixels, say)
             done[name] = planned(*found[name], known)
     return done
 

@@ -72,8 +72,8 @@ def case(tiny, kind) -> Case:
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
-def _unrolled(graph, params, embeddings, fused):
-    return recipe.unrolled(nnx.merge(graph, params), embeddings, fused, 3)
+def _ahead(graph, params, embeddings, features):
+    return nnx.merge(graph, params).ahead(embeddings, features, 3)
 
 
 @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
@@ -87,8 +87,9 @@ def _plain(graph, params, embeddings, features):
 def test_every_position_of_training_time_test_is_a_chain_drafted_there(case):
     rng, graph = np.random.default_rng(1), case.graphs.drafter
     embeddings = rng.normal(size=(2, 9, 32)).astype(np.float32)
-    fused = rng.normal(size=(2, 8, 32)).astype(np.float32)
-    estimates = _unrolled(graph, case.params, embeddings, fused)
+    read = rng.normal(size=(2, 8, 32 * max(1, len(case.graphs.taps)))).astype(np.float32)
+    fused = np.asarray(nnx.merge(graph, case.params).fuse(read))
+    estimates = _ahead(graph, case.params, embeddings, read)
     for at in (0, 4):
         pairs, features = np.zeros((2, 8, 32), np.float32), np.zeros((2, 8, 32), np.float32)
         pairs[:, : at + 1], features[:, : at + 1] = embeddings[:, 1 : at + 2], fused[:, : at + 1]
@@ -119,7 +120,7 @@ def _expected(case, objective):
     features, read = (kept, kept) if not taps else (kept[..., :32], kept[..., 32:])
     filler = np.broadcast_to(target.embed(jnp.int32(0)), (len(kept), PREFIX, 32))
     embeddings = np.concatenate([filler, target.embed(jnp.asarray(everywhere[:, :-1]))], axis=1)
-    estimates = recipe.unrolled(drafter, jnp.asarray(embeddings), drafter.fuse(read[:, :-1]), objective.unroll)
+    estimates = drafter.ahead(jnp.asarray(embeddings), read[:, :-1], objective.unroll)
 
     def head(x, drafted):
         logits = np.asarray(drafter.logits(x, target) if drafted else target.logits(x), np.float64)

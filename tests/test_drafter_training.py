@@ -1,8 +1,10 @@
 """From a model to data to a drafter in the model, on a model of the smallest useful size."""
 
+import dataclasses
 import json
 import re
 import shutil
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +14,17 @@ import small
 from PIL import Image
 
 from cascade_jax import acceptance, bundle, cli, pictures, trees
+from cascade_jax.drafters.eagle import Eagle1, EagleConfig
+from cascade_jax.models import families
 from cascade_jax.models.prompt import Prompt
+from cascade_jax.models.transformer import Linear
 from cascade_jax.pipeline import load
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.text import captioned
 from cascade_jax.training import checkpoints, data, distill, drafter, log, run
+from cascade_jax.training.batches import Batches
 from cascade_jax.training.data import Data, DataError
-from cascade_jax.training.drafter import Batches, Objective, Schedule
+from cascade_jax.training.drafter import Objective, Schedule
 
 PROMPTS = ["a red ball on gravel", "a blue cone", "a green cube on the left"]
 SAMPLING = Sampling(guidance=2.0)
@@ -288,7 +294,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(model, rows, finished, tmp_p
 def test_other_settings_of_a_run_are_refused_by_name(model, rows, finished):
     with pytest.raises(ValueError, match=r"a run with other settings \(tau_seq: 0.5 there, 0.7 now\)"):
         fit(model, rows, finished[0], objective=Objective(guidance=2.0, soft=1.0, noise=0.0, tau_seq=0.7))
-    with pytest.raises(ValueError, match=r"a drafter with other settings \(kind: eagle1 there, eagle3 now"):
+    with pytest.raises(ValueError, match=r"a run with other settings \(drafter: eagle1 there, eagle3 now"):
         fit(model, rows, finished[0], kind="eagle3")
 
 
@@ -304,6 +310,41 @@ def test_a_trained_drafter_is_merged_into_its_model_alone(model, folder, finishe
     bundle.save(tmp_path / "other", merged.config, params)
     with pytest.raises(ValueError, match="was trained for another target"):
         run.merge(tmp_path / "other", finished[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class OnePassConfig(EagleConfig):
+    """Sizes of `OnePass`."""
+
+
+class OnePass(Eagle1):
+    """A drafter that nobody knows: it looks two tokens ahead in one pass."""
+
+    standard: ClassVar[dict] = {"unroll": 2, "noise": 0.0}
+
+    def __init__(self, config, *, rngs):
+        super().__init__(config, rngs=rngs)
+        self.further = Linear(config.block.dim, config.block.dim, rngs=rngs)
+
+    def ahead(self, embeddings, features, steps, remat=False):
+        (first,) = super().ahead(embeddings, features, 1, remat)
+        return [first, self.further(first)][:steps]
+
+
+def test_a_new_kind_of_drafter_is_trained_and_merged_by_its_line_in_the_registry(
+    model, folder, rows, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(families.KINDS["drafter"], "onepass", families.Kind(OnePassConfig, OnePass))
+    assert "onepass" in drafter.kinds()
+    config, params = run.train(model, rows, tmp_path / "run", kind="onepass", batch=4, steps=2, held_out=0.0)
+    assert type(config) is OnePassConfig
+    assert np.abs(params["further"]["kernel"][...] - drafter.start(config, 0)[1]["further"]["kernel"][...]).max() > 0
+    settings = json.loads((tmp_path / "run" / "settings.json").read_text())
+    assert (settings["drafter"], settings["unroll"]) == ("onepass", 2)
+    run.merge(folder, tmp_path / "run", tmp_path / "merged", dtype=jnp.float32)
+    merged = load(tmp_path / "merged")
+    assert merged.config.drafter == config
+    jax.tree.map(np.testing.assert_array_equal, merged.params["drafter"], params)
 
 
 # The command line.

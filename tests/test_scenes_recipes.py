@@ -8,8 +8,8 @@ import pytest
 import small
 from flax import nnx
 
-from cascade_jax import bundle
 from cascade_jax.models.vq import VQConfig, VQModel
+from cascade_jax.pipeline import load
 from cascade_jax.recipes import drafter, target
 from cascade_jax.sampling import Sampling
 from cascade_jax.training import log, run
@@ -19,7 +19,7 @@ SAMPLING = Sampling(guidance=2.0)
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return bundle.load(small.write_bundle(tmp_path_factory.mktemp("small") / "model", drafter=False))
+    return load(small.write_bundle(tmp_path_factory.mktemp("small") / "model", drafter=False))
 
 
 def test_the_target_recipe_lowers_its_loss_and_logs_it(tmp_path):

@@ -95,11 +95,11 @@ def test_a_run_that_was_asked_to_stop_saves_the_step_under_way_and_ends_with_the
 
     with (
         interrupts.watch(),
-        pytest.raises(interrupts.Interrupted, match=r"stopped after step \d, which .*parts keeps"),
+        pytest.raises(interrupts.Interrupted, match=r"stopped after step \d+, which .*parts keeps"),
     ):
-        _fit(tmp_path / "parts", batch_fn=asked_at, prefetch=0)
+        _fit(tmp_path / "parts", batch_fn=asked_at)
     saved = max(int(path.name) for path in (tmp_path / "parts" / "checkpoints").iterdir())
-    assert saved in (7, 8, 9)  # another thread makes the batch
+    assert 0 < saved < 12  # another thread makes the batch, ahead of time
     jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path / "whole"), _fit(tmp_path / "parts"))
 
 

@@ -7,6 +7,7 @@ condition slots where the target has 120, and a token keeps its rotary angle.
 """
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +40,12 @@ class EagleConfig:
     vocab_size: int | None = None
     bare_first: bool = False
 
+    @classmethod
+    def for_target(cls, target) -> "EagleConfig":
+        """A new drafter's sizes for a target of these sizes: one of its blocks."""
+        block = replace(target.block, input_norm=False)
+        return cls(block, rope_base=target.rope_base, **target.picture_places)
+
     @property
     def taps(self) -> tuple[int, ...]:
         """The target's features are all that it reads."""
@@ -47,6 +54,8 @@ class EagleConfig:
 
 class Eagle1(PairDrafter):
     """The drafter. The head is the target's, and so is the token embedding unless it has its own."""
+
+    standard: ClassVar[dict] = {}
 
     def __init__(self, config: EagleConfig, *, rngs: nnx.Rngs):
         self.config = config

@@ -5,7 +5,8 @@ Its layer attends over [norm(embedding); norm(feature)], twice the model's width
 own, and that head may draw from a part of the vocabulary only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,13 @@ class Eagle3Config:
         """Decoder layers."""
         return 1
 
+    @classmethod
+    def for_target(cls, target) -> "Eagle3Config":
+        """A new drafter's sizes for a target of these sizes: one of its blocks."""
+        block, codes = replace(target.block, qk_norm=False), target.codebook_size
+        taps = layers_read(target.layers)
+        return cls(block, codes, codes, target.dim, taps, rope_base=target.rope_base, **target.picture_places)
+
 
 def layers_read(layers: int) -> tuple[int, int, int]:
     """Behind how many blocks of a target the public code reads it: 2, half of them, all but 3. Small targets, which
@@ -56,6 +64,8 @@ def layers_read(layers: int) -> tuple[int, int, int]:
 
 class Eagle3(PairDrafter):
     """The drafter."""
+
+    standard: ClassVar[dict] = {"soft": 1.0, "hard": 0.0, "feature": 0.0, "unroll": 7, "noise": 0.0}
 
     def __init__(self, config: Eagle3Config, *, rngs: nnx.Rngs):
         block = config.block

@@ -5,6 +5,8 @@ pairs that the last step accepted, the tree's root being the last of them. A pai
 drafter's positions are one behind the target's.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx, struct
@@ -39,7 +41,7 @@ class Pairs:
 
 
 class PairDrafter(nnx.Module):
-    """A `draft.Drafter` made of a network over pairs.
+    """A `draft.Trainable` made of a network over pairs.
 
     The network has `embed(tokens, target)`, `fuse(features)`, `rope(slots)`, `__call__(embeddings, fused features,
     context, past)`, `logits(hidden, target)`, and `linear_head(target)`, which tells whether the last is a linear map.
@@ -95,6 +97,32 @@ class PairDrafter(nnx.Module):
         path = tile(outcome.path, memory.length.shape[0])  # not len: an exported program does not know its batch
         features = jnp.take_along_axis(outcome.features, path[..., None], axis=1)
         return memory.replace(tokens=outcome.emitted, features=features, pending=jnp.maximum(outcome.kept, 1))
+
+    def ahead(self, embeddings: jax.Array, features: jax.Array, steps: int, remat: bool = False) -> list[jax.Array]:
+        """EAGLE-3's training-time test; see `draft.Trainable`.
+
+        Slot s of step i stands where a chain of i drafts behind slot s stands: it takes in the token at slot s + 1 + i
+        and its own estimate of step i - 1, at rotary position s + i, and sees the true pairs up to slot s and the pairs
+        of its own chain. In step 0 that is teacher forcing.
+        """
+        rows, size = features.shape[:2]
+        seen = kv.bias(kv.causal(size))[None, None]
+
+        def step(hidden, past, i):
+            tokens = embeddings[:, 1 + i :]
+            tokens = jnp.pad(tokens, [(0, 0), (0, size - tokens.shape[1]), (0, 0)])
+            slots = jnp.broadcast_to(jnp.arange(size) + i, (rows, size))
+            past_bias = tuple(seen if j == 0 else None for j in range(i))
+            context = Context(self.rope(slots), None if i else seen, past_bias)
+            return self(tokens, hidden, context, past)
+
+        hidden, past, estimates = self.fuse(features), (), []
+        for i in range(steps):
+            run = functools.partial(step, i=i)
+            hidden, fresh = (jax.checkpoint(run) if remat else run)(hidden, past)
+            estimates.append(hidden)
+            past = (*past, fresh)
+        return estimates
 
 
 def take_in(drafter: PairDrafter, target, memory: Pairs) -> tuple[jax.Array, Pairs]:

@@ -1,4 +1,4 @@
-"""How the parts of `scenes` are trained from nothing.
+"""How the parts of `scenes` are trained from nothing, on any platform: tokenizer, target, drafter, judge; and packed.
 
-May import training, scenes, bundle, models and what lies below.
+May import training, scenes, text, bundle, models and what lies below.
 """

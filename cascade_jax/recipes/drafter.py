@@ -9,19 +9,16 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 from flax import nnx
 
-from cascade_jax.bundle import Bundle, Prompt
-from cascade_jax.drafters.eagle import EagleConfig
+from cascade_jax.bundle import Bundle
 from cascade_jax.sampling import Sampling
-from cascade_jax.scenes import captions, data
+from cascade_jax.scenes import data
 from cascade_jax.training import distill as distilling
 from cascade_jax.training import run
 from cascade_jax.training.data import Data
-from cascade_jax.training.drafter import Schedule, standard
+from cascade_jax.training.drafter import Schedule
 
-OBJECTIVE = standard("eagle1")
 SCHEDULE = Schedule(rate=2e-3, warmup=1 / 30, decay="cosine", clip=None, norm=1.0)
 STEPS = 600
 
@@ -30,13 +27,9 @@ def distill(
     model: Bundle, folder, *, count: int, batch: int, seed: int, sampling: Sampling, say: Callable[[str], None]
 ) -> Data:
     """Pictures that the target draws from `count` random captions, and its features of them."""
-    texts = data.random_captions(count, seed, training=True)
-    ids = np.stack([captions.encode(captions.placed(captions.parse(text))) for text in texts])
-    features = np.asarray(captions.features(model.params["text"], ids))
-    prompts = [Prompt(features=row) for row in features]
     return distilling.draw(
-        model, folder, prompts, count=count, batch=batch, seed=seed, sampling=sampling, features=(), name="scenes",
-        say=say,
+        model, folder, data.random_captions(count, seed, training=True), count=count, batch=batch, seed=seed,
+        sampling=sampling, features=(), name="scenes", say=say,
     )  # fmt: skip
 
 
@@ -49,12 +42,10 @@ def train_drafter(
     batch: int = 8,
     seed: int = 0,
     **settings: Any,
-) -> tuple[EagleConfig, nnx.State]:
+) -> tuple[Any, nnx.State]:
     """Trains a drafter for the bundle's target on `distill`'s sequences; returns its sizes and parameters.
 
     Args:
       settings: of `training.run.train`.
     """
-    return run.train(
-        model, rows, folder, objective=OBJECTIVE, schedule=SCHEDULE, steps=steps, batch=batch, seed=seed, **settings
-    )
+    return run.train(model, rows, folder, schedule=SCHEDULE, steps=steps, batch=batch, seed=seed, **settings)

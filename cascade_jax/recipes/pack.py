@@ -15,6 +15,7 @@ from cascade_jax.bundle import Bundle, Config
 from cascade_jax.recipes import target as target_recipe
 from cascade_jax.recipes import tokenizer as tokenizer_recipe
 from cascade_jax.recipes.judge import load_judge
+from cascade_jax.text.readers import reader
 from cascade_jax.training import run
 
 WEIGHTS = pathlib.Path(__file__).parents[1] / "scenes" / "weights"
@@ -37,7 +38,8 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
         if (runs / name / "settings.json").exists()
     }
     origin = {"recipe": "cascade-jax scenes train", "settings": settings}
-    return Bundle(Config("llamagen", config, eagle, tokenizer_recipe.TOKENIZER, "scenes", SAMPLING, {}, origin), params)
+    config = Config("llamagen", config, eagle, tokenizer_recipe.TOKENIZER, "scenes", SAMPLING, {}, origin)
+    return Bundle(config, params, reader(config, params["text"], None, runs))
 
 
 def pack(runs: str | pathlib.Path, out: str | pathlib.Path = WEIGHTS, *, cascade: dict | None = None) -> None:

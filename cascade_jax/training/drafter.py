@@ -1,9 +1,8 @@
-"""Training a drafter: EAGLE-1 or EAGLE-3, standard or weighed by convergence (the paper's section 4.3).
+"""Training a drafter: what it learns, standard or weighed by convergence (the paper's section 4.3), and how fast.
 
-At every position of a sequence the drafter sees the embedding of the next token and the target's true feature, with a
-little noise, for below a tree's root it will see its own estimates; and predicts the next feature, or what its own head
-turns into the next token. With `unroll` it goes on from its own estimates, as it will have to: EAGLE-3's training-time
-test. Step i of it predicts, at every position at once, the token i further on.
+At every position of a sequence the drafter knows the tokens up to the next one and the target's true features, with a
+little noise, for below a tree's root it will see its own estimates; and guesses what the target says there. With
+`unroll` it looks further ahead, as it will have to; how is the drafter's own affair (`draft.Trainable.ahead`).
 
 The target is frozen. Its features are read from the data, or computed in the step.
 
@@ -13,7 +12,6 @@ Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `P`
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -22,15 +20,11 @@ import numpy as np
 import optax
 from flax import nnx
 
-from cascade_jax.cache import Context, bias, causal
 from cascade_jax.decode import Prefix, at_tokens, split, teacher_forced
-from cascade_jax.drafters.eagle import Eagle1, EagleConfig
-from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config, layers_read
+from cascade_jax.models.families import KINDS, module_of
 from cascade_jax.sampling import Layout, guided_logits
 from cascade_jax.training import losses
-from cascade_jax.training.data import Data, by_branch, by_row
-
-KINDS = {"eagle1": Eagle1, "eagle3": Eagle3}
+from cascade_jax.training.data import by_branch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +38,8 @@ class Objective:
       soft: weight of the cross-entropy with the target's distribution.
       hard: weight of the cross-entropy with the token that the target drew.
       feature: weight of SmoothL1 between estimates and features; 0 for a drafter whose estimates are its own affair.
-      unroll: steps of training-time test; 1 is teacher forcing alone.
-      unroll_decay: every further step of it weighs that much of the one before.
+      unroll: how many tokens ahead it guesses from every position; 1 is teacher forcing alone.
+      unroll_decay: every further one weighs that much of the one before.
       guidance: compare the guided distributions of both branches under this guidance scale; None trains on one branch
         of each sequence, the conditional one but for the share `unconditional`.
       unconditional: see `guidance`.
@@ -79,13 +73,6 @@ class Objective:
             raise ValueError(f"dtype must be float32 or bfloat16, not {self.dtype!r}")
 
 
-def standard(kind: str) -> Objective:
-    """What the public code of a kind of drafter trains on."""
-    if kind == "eagle3":
-        return Objective(soft=1.0, hard=0.0, feature=0.0, unroll=7, noise=0.0)
-    return Objective()
-
-
 @dataclasses.dataclass(frozen=True)
 class Graphs:
     """What shapes the compiled step.
@@ -103,26 +90,30 @@ class Graphs:
     layout: Layout | None = None
 
 
-def sizes(kind: str, target: Any, rope_base: float | None = None) -> EagleConfig | Eagle3Config:
-    """A new drafter's sizes for a target of these sizes: one of its blocks.
+def kinds() -> list[str]:
+    """The drafters that can be trained."""
+    return [name for name, kind in KINDS["drafter"].items() if hasattr(kind.config, "for_target")]
+
+
+def sizes(kind: str, target: Any) -> Any:
+    """A new drafter's sizes for a target of these sizes.
 
     Raises:
       ValueError: if there is no such kind.
     """
-    if kind not in KINDS:
-        raise ValueError(f"unknown drafter {kind!r}; known: {', '.join(KINDS)}")
-    places = {**target.picture_places, "rope_base": rope_base or target.rope_base}
-    if kind == "eagle1":
-        return EagleConfig(dataclasses.replace(target.block, input_norm=False), **places)
-    block = dataclasses.replace(target.block, qk_norm=False)
-    codes = target.codebook_size
-    return Eagle3Config(block, codes, codes, target.dim, layers_read(target.layers), **places)
+    if kind not in kinds():
+        raise ValueError(f"unknown drafter {kind!r}; known: {', '.join(kinds())}")
+    return KINDS["drafter"][kind].config.for_target(target)
 
 
-def start(config: EagleConfig | Eagle3Config, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
-    """A fresh drafter."""
-    kind = Eagle1 if isinstance(config, EagleConfig) else Eagle3
-    return nnx.split(kind(config, rngs=nnx.Rngs(seed)))
+def standard(kind: str) -> Objective:
+    """What the public code of a kind of drafter trains on."""
+    return Objective(**KINDS["drafter"][kind].module.standard)
+
+
+def start(config: Any, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
+    """A fresh drafter of these sizes."""
+    return nnx.split(module_of("drafter", config)(config, rngs=nnx.Rngs(seed)))
 
 
 def prefix_of(graphs: Graphs, target: nnx.Module, drafter: nnx.Module | None, prompts: Any) -> Prefix:
@@ -134,37 +125,6 @@ def branch_features(target: nnx.Module, prefix: Prefix, tokens: jax.Array, taps:
     """The target's features [B, 2, S, (1 + taps) d] over both branches' prefixes and tokens int [B, T]."""
     features = teacher_forced(target, prefix, jnp.concatenate([tokens, tokens]), taps)
     return features.reshape(2, len(tokens), *features.shape[1:]).swapaxes(0, 1)
-
-
-def unrolled(drafter, embeddings: jax.Array, fused: jax.Array, steps: int, remat: bool = False) -> list[jax.Array]:
-    """The drafter's estimates [R, S - 1, d] in every step of training-time test.
-
-    Position s of step i stands where a chain of i drafts behind slot s stands: it takes in the token at slot s + 1 + i
-    and its own estimate of step i - 1, at rotary position s + i, and sees the true pairs up to slot s and the pairs of
-    its own chain. In step 0 that is teacher forcing. At the end of a sequence tokens run out; ignore what is there.
-
-    Args:
-      embeddings: [R, S, d], what stands at every slot.
-      fused: [R, S - 1, d], true features as `drafter.fuse` gives them.
-    """
-    rows, size, _ = fused.shape
-    seen = bias(causal(size))[None, None]
-
-    def step(hidden, past, i):
-        tokens = embeddings[:, 1 + i :]
-        tokens = jnp.pad(tokens, [(0, 0), (0, size - tokens.shape[1]), (0, 0)])
-        slots = jnp.broadcast_to(jnp.arange(size) + i, (rows, size))
-        past_bias = tuple(seen if j == 0 else None for j in range(i))
-        context = Context(drafter.rope(slots), None if i else seen, past_bias)
-        return drafter(tokens, hidden, context, past)
-
-    hidden, past, estimates = fused, (), []
-    for i in range(steps):
-        run = functools.partial(step, i=i)
-        hidden, fresh = (jax.checkpoint(run) if remat else run)(hidden, past)
-        estimates.append(hidden)
-        past = (*past, fresh)
-    return estimates
 
 
 def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.Array, frozen) -> tuple[jax.Array, dict]:
@@ -197,7 +157,7 @@ def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.A
     embeddings = jnp.pad(known, [(0, 0), (0, size - known.shape[1]), (0, 0)])
     embeddings = place(embeddings, drafter.embed(everywhere[:, :-1], target).astype(dtype), prefix.length)
     read = read[:, :-1].astype(dtype) + _noise(objective.noise, key, batch["row"], prefix, length, read[:, :-1], dtype)
-    estimates = unrolled(drafter, embeddings, drafter.fuse(read), objective.unroll, objective.remat)
+    estimates = drafter.ahead(embeddings, read, objective.unroll, objective.remat)
 
     true = at_tokens(features, prefix, length)[:, 1:]  # of the second token and later: [R, T - 1, d]
     weights = 1.0
@@ -290,57 +250,3 @@ class Schedule:
         clips = [] if self.clip is None else [optax.clip(self.clip)]
         clips += [] if self.norm is None else [optax.clip_by_global_norm(self.norm)]
         return optax.chain(*clips, optax.adamw(rate, b1=0.9, b2=0.95))
-
-
-class Batches:
-    """The batches of a run: step -> {"tokens": int [B, T], "prompts": stacked prompts, see `data.by_row`, "row": int
-    [B], its number in the batch, "unconditional": bool [B], "features": kept features [B, 2, S, w], if there are any}.
-
-    Epochs go over the first `rows` rows of the data. With several processes each gets its own part of a batch.
-    """
-
-    def __init__(self, data: Data, target: Any, *, rows: int, batch: int, seed: int, objective: Objective, taps):
-        if not batch <= rows:
-            raise ValueError(f"a batch of {batch} does not fit into {rows} rows to train on")
-        self._data, self._target, self._rows, self._batch, self._seed = data, target, rows, batch, seed
-        self._unconditional = objective.unconditional
-        self.per_epoch = rows // batch
-        self._columns = None if data.taps is None or not set(taps) <= set(data.taps) else _columns(data.taps, taps)
-        self._epoch = functools.lru_cache(maxsize=4)(lambda epoch: data.order(rows, seed, epoch))
-        self._widest = self._longest()
-
-    def __call__(self, step: int) -> dict[str, Any]:
-        epoch, within = divmod(step, self.per_epoch)
-        chosen = self._epoch(epoch)[within * self._batch : (within + 1) * self._batch]
-        number = np.arange(self._batch)
-        unconditional = np.random.default_rng((self._seed, 1, step)).random(self._batch) < self._unconditional
-        part = np.array_split(number, jax.process_count())[jax.process_index()]
-        tokens, _, prompts = self._data.rows(chosen[part])
-        made = {
-            "tokens": tokens,
-            "prompts": by_row(self._target.stack(prompts), self._widest),
-            "row": number[part].astype(np.int32),
-            "unconditional": unconditional[part],
-        }
-        if self._columns is not None:
-            slots = self._data.kept_slots if self._widest is None else self._widest + tokens.shape[1] - 1
-            kept = self._data.features(chosen[part], slots)
-            kept = kept.reshape(*kept.shape[:3], -1, self._target.dim)[..., self._columns, :]
-            made["features"] = kept.reshape(*kept.shape[:3], -1)
-        return made
-
-    def _longest(self) -> int | None:
-        """Slots of the longest prompt, where they differ: then all batches have one shape."""
-        first = self._target.stack(self._data.rows([0])[2])
-        if not hasattr(first, "length"):
-            return None
-        widest = 0
-        for start in range(0, self._data.count, 1024):
-            prompts = self._data.rows(range(start, min(start + 1024, self._data.count)))[2]
-            widest = max(widest, self._target.stack(prompts).ids.shape[1])
-        return widest
-
-
-def _columns(kept: Sequence[int], taps: Sequence[int]) -> list[int]:
-    """Where the features and the layers `taps` stand among kept ones."""
-    return [0, *(1 + list(kept).index(tap) for tap in taps)]

@@ -33,6 +33,7 @@ from cascade_jax.training.settings import settle
 
 PyTree = Any
 ROWS = "data"  # the mesh's axis
+AHEAD = 3  # batches made ahead of time
 
 
 def data_mesh() -> Mesh:
@@ -55,7 +56,6 @@ def fit(
     settings: dict[str, Any] | None = None,
     revise: Callable[[int, PyTree], PyTree] | None = None,
     revise_every: int = 200,
-    prefetch: int = 3,
     frozen: PyTree | None = None,
     accumulate: int = 1,
     mesh: Mesh | None = None,
@@ -85,7 +85,6 @@ def fit(
       revise: (step, params) -> params, applied before each step that is a positive multiple of `revise_every`: a
         deterministic change outside of gradient descent, such as reviving dead codes.
       revise_every: see `revise`.
-      prefetch: batches made ahead of time.
       frozen: arrays that the loss reads and nobody changes.
       accumulate: parts in which a batch's gradient is computed, one after the other. Loss, metrics and gradient are
         means over them, so the loss must be a mean over rows; and its key is the same for all parts, so what is random
@@ -116,8 +115,8 @@ def fit(
                 settle(folder / "settings.json", {**(settings or {}), "steps": steps, "seed": seed})
         # The step donates its arguments; the copy keeps the caller's arrays alive.
         params = jax.tree.map(jnp.array, params)
-        state = (params, optimizer.init(params))
-        state, frozen = _everywhere(state, mesh), _everywhere(frozen, mesh)
+        state = _everywhere((params, optimizer.init(params)), mesh)
+        fixed = () if frozen is None else (_everywhere(frozen, mesh),)
         update = _update(loss_fn, optimizer, seed, accumulate, mesh)
         saved = stack.enter_context(contextlib.closing(Checkpoints(folder / "checkpoints")))
         start, state = saved.newest(state)
@@ -126,21 +125,18 @@ def fit(
         last = lambda done, every: done % every == 0 or done == steps
         if judge and start and last(start, evaluate_every) and start not in record.evaluated:
             judge(start, state[0])
-        pending, fixed = [], () if frozen is None else (frozen,)
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
-        for step, batch in _prefetched(pool, batch_fn, start, steps, prefetch):
-            if revise is not None and step and step % revise_every == 0:
-                state = revise(step, state[0]), state[1]
-            *state, metrics = update(*state, _dealt(batch, mesh), step, *fixed)
+        pending = []
+        for done, batch in stack.enter_context(contextlib.closing(_prefetched(batch_fn, start, steps))):
+            if revise is not None and done > 1 and (done - 1) % revise_every == 0:
+                state = revise(done - 1, state[0]), state[1]
+            *state, metrics = update(*state, _dealt(batch, mesh), done - 1, *fixed)
             pending.append(metrics)
-            done = step + 1
             told, due = last(done, log_every), judge and last(done, evaluate_every)
             stops = _stops(told)
             save = last(done, save_every) or due or stops
             if save or told:
-                rows, pending = jax.device_get(pending), []
-                _examine(rows, done, folder, saved.latest)
-                record.losses(done, rows)
+                record.losses(done, _examined(pending, done, folder, saved.latest))
+                pending = []
             if save:
                 saved.save(done, state)
             if stops:
@@ -253,21 +249,26 @@ def _dealt(batch: PyTree, mesh: Mesh | None) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(rows, np.asarray(x)), batch)
 
 
-def _prefetched(pool, batch_fn, start: int, steps: int, ahead: int) -> Iterator[tuple[int, PyTree]]:
+def _prefetched(batch_fn, start: int, steps: int) -> Iterator[tuple[int, PyTree]]:
+    """The steps' numbers, from 1, and their batches, some of which are made ahead by a thread."""
     queue = collections.deque()
-    try:
-        for step in range(start, steps):
-            while len(queue) <= ahead and step + len(queue) < steps:
-                queue.append(pool.submit(batch_fn, step + len(queue)))
-            yield step, queue.popleft().result()
-    finally:
-        for future in queue:
-            future.cancel()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        try:
+            for step in range(start, steps):
+                while len(queue) <= AHEAD and step + len(queue) < steps:
+                    queue.append(pool.submit(batch_fn, step + len(queue)))
+                yield step + 1, queue.popleft().result()
+        finally:
+            for future in queue:
+                future.cancel()
 
 
-def _examine(rows: list[dict[str, np.ndarray]], done: int, folder: pathlib.Path, saved: int | None) -> None:
+def _examined(pending: list[dict[str, jax.Array]], done: int, folder: pathlib.Path, saved: int | None) -> list[dict]:
+    """The metrics of the last steps, on the host; raises a FloatingPointError if a loss among them is not finite."""
+    rows = jax.device_get(pending)
     for step, row in enumerate(rows, done - len(rows)):
         if not np.isfinite(row["loss"]):
             kept = f"the checkpoint after {saved} steps is kept" if saved else "there is no checkpoint yet"
             what = f"the loss or its gradient is {row['loss']} in step {step}"
             raise FloatingPointError(f"{what} ({folder}); {kept}")
+    return rows

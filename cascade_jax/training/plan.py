@@ -16,7 +16,7 @@ from flax import nnx
 from cascade_jax import bundle
 from cascade_jax.models import chameleon, janus, llamagen
 from cascade_jax.training.data import by_row
-from cascade_jax.training.drafter import Graphs, Objective, drafter_loss, sizes, standard, start
+from cascade_jax.training.drafter import Graphs, Objective, drafter_loss, kinds, sizes, standard, start
 
 MODELS = {  # with rows on each device
     "LlamaGen-XL, 512 pixels": (llamagen.preset("XL", image_tokens=1024), 4),
@@ -156,7 +156,7 @@ def table(models: dict[str, tuple[Any, int]] = MODELS) -> str:
     lines = ["| model | drafter | rows a device | flags | target | drafter, Adam, gradient | activations | total |"]
     lines.append("|---|---|---:|---|---:|---:|---:|---:|")
     for name, (config, rows) in models.items():
-        for kind in ("eagle1", "eagle3"):
+        for kind in kinds():
             for remat in (False, True):
                 settings = {"guidance": 3.0, "dtype": "bfloat16", "convergence_weight": 2.0, "remat": remat}
                 found = plan(config, kind, dataclasses.replace(standard(kind), **settings), rows)

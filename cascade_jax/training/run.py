@@ -1,6 +1,6 @@
 """From data to a drafter inside a model: a training run with held-out evaluation, and putting its result into a bundle.
 
-OUT/drafter.json    the drafter's sizes, and the digest of its target
+OUT/settings.json   what was trained on what: the drafter's kind and sizes, the digest of its target, data, objective
 OUT/best/           its parameters at the best evaluation; see `loop.fit` for the rest
 """
 
@@ -20,13 +20,12 @@ from jax.sharding import Mesh
 from cascade_jax import bundle, pipeline
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle
-from cascade_jax.drafters.eagle import EagleConfig
-from cascade_jax.drafters.eagle3 import Eagle3Config
+from cascade_jax.models import families
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.training import checkpoints, data, loop
-from cascade_jax.training.drafter import Batches, Graphs, Objective, Schedule, drafter_loss, sizes, standard, start
-from cascade_jax.training.settings import settle
-from cascade_jax.tree import ROOT, DynamicTree, Tree
+from cascade_jax.training.batches import Batches
+from cascade_jax.training.drafter import Graphs, Objective, Schedule, drafter_loss, sizes, standard, start
+from cascade_jax.tree import DynamicTree, Tree
 
 Methods = Mapping[str, tuple[Rule, Tree | DynamicTree]]
 
@@ -50,12 +49,12 @@ def train(
     accumulate: int = 1,
     mesh: Mesh | None = None,
     save_every: int = 250,
-) -> tuple[EagleConfig | Eagle3Config, nnx.State]:
+) -> tuple[Any, nnx.State]:
     """Trains a drafter for the model's target; goes on from the newest checkpoint in `folder`.
 
     Args:
       rows: what to train on, made by this target.
-      kind: "eagle1" or "eagle3".
+      kind: one of `drafter.kinds`.
       objective: what it learns; None for the kind's standard.
       schedule: how; None for the public code's.
       batch: rows of a step, over all devices and parts.
@@ -84,29 +83,19 @@ def train(
     devices = 1 if mesh is None else mesh.size
     if batch % (devices * accumulate):
         raise ValueError(f"a batch of {batch} rows does not divide among {devices} devices and {accumulate} parts")
-    target = model.program(ROOT).target
     batches = Batches(
         rows, model.config.target, rows=rows.count - held, batch=batch, seed=seed, objective=objective, taps=config.taps
     )
     graph, params = start(config, seed)
-    graphs = Graphs(target, graph, config.taps, model.layout)
     steps = epochs * batches.per_epoch if steps is None else steps
-    folder = pathlib.Path(folder)
     evaluate = None
     if methods and held:
         prompts = held_out_prompts(rows, held_out, evaluated)
         evaluate = functools.partial(alphas, with_drafter(model, config), methods, prompts, seed)
-    settings = {
-        "target": rows.about["target"],
-        "data": {name: value for name, value in rows.about.items() if name not in ("model", "target")},
-        "drafter": kind, "config": dataclasses.asdict(config), "batch": batch, "accumulate": accumulate,
-        "held_out": held, **dataclasses.asdict(objective), **dataclasses.asdict(schedule),
-    }  # fmt: skip
-    if jax.process_index() == 0:
-        about = {"kind": kind, "target": rows.about["target"], "config": dataclasses.asdict(config)}
-        settle(folder / "drafter.json", about, "a drafter")
+    about = {"drafter": kind, "config": dataclasses.asdict(config), **_of_data(rows)}
+    about |= {"batch": batch, "accumulate": accumulate, "held_out": held}
     params = loop.fit(
-        functools.partial(drafter_loss, graphs, objective),
+        functools.partial(drafter_loss, Graphs(model.graph("target"), graph, config.taps, model.layout), objective),
         params,
         schedule.optimizer(steps),
         batches,
@@ -115,7 +104,7 @@ def train(
         seed=seed,
         save_every=save_every,
         title=kind,
-        settings=settings,
+        settings=about | dataclasses.asdict(objective) | dataclasses.asdict(schedule),
         frozen=model.params["target"],
         accumulate=accumulate,
         mesh=mesh,
@@ -124,6 +113,11 @@ def train(
         evaluate_every=evaluate_every * batches.per_epoch,
     )
     return config, params if evaluate is None else checkpoints.restore(folder, params, checkpoints.BEST)
+
+
+def _of_data(rows: data.Data) -> dict[str, Any]:
+    about = {name: value for name, value in rows.about.items() if name not in ("model", "target")}
+    return {"target": rows.about["target"], "data": about}
 
 
 def held_out_prompts(rows: data.Data, share: float, most: int) -> list[Prompt]:
@@ -135,9 +129,11 @@ def _held_out(rows: data.Data, share: float) -> int:
     return min(rows.count - 1, max(1, round(share * rows.count))) if share else 0
 
 
-def with_drafter(model: Bundle, config: EagleConfig | Eagle3Config) -> Bundle:
+def with_drafter(model: Bundle, config: Any) -> Bundle:
     """The model with a drafter of these sizes, whose parameters are still to be filled in."""
-    return Bundle(dataclasses.replace(model.config, drafter=config), {**model.params, "drafter": None}, model.read)
+    return dataclasses.replace(
+        model, config=dataclasses.replace(model.config, drafter=config), params={**model.params, "drafter": None}
+    )
 
 
 def alphas(
@@ -157,32 +153,29 @@ def alphas(
     return found
 
 
-def trained(folder: str | pathlib.Path) -> tuple[EagleConfig | Eagle3Config, nnx.State, dict[str, Any]]:
-    """Sizes and parameters of a run's drafter, the best or else the newest, and what drafter.json says.
+def trained(folder: str | pathlib.Path) -> tuple[Any, nnx.State, dict[str, Any]]:
+    """Sizes and parameters of a run's drafter, the best or else the newest, and what settings.json says.
 
     Raises:
       FileNotFoundError: if it is no run, or has no checkpoint yet.
+      ValueError: if it has some, and none can be read.
     """
-    folder = pathlib.Path(folder)
     if not is_run(folder):
-        raise FileNotFoundError(f"{folder} is no training run: it has no drafter.json")
-    about = json.loads((folder / "drafter.json").read_text())
-    config = bundle.built(bundle.KINDS["drafter"][about["kind"]].config, about["config"])
-    return config, parameters(folder, config), about
-
-
-def parameters(folder: str | pathlib.Path, config: EagleConfig | Eagle3Config) -> nnx.State:
-    """The best parameters of a run of a drafter of these sizes, or else the newest.
-
-    Raises:
-      FileNotFoundError: if there is no checkpoint yet.
-    """
-    return checkpoints.restore(folder, jax.eval_shape(lambda: start(config, 0)[1]), checkpoints.BEST)
+        raise FileNotFoundError(f"{folder} is no training run of a drafter")
+    about = _settings(folder)
+    config = bundle.built(families.KINDS["drafter"][about["drafter"]].config, about["config"])
+    params = checkpoints.restore(folder, jax.eval_shape(lambda: start(config, 0)[1]), checkpoints.BEST)
+    return config, params, about
 
 
 def is_run(folder: str | pathlib.Path) -> bool:
     """Whether a folder is one of `train`'s."""
-    return (pathlib.Path(folder) / "drafter.json").is_file()
+    return "drafter" in _settings(folder)
+
+
+def _settings(folder: str | pathlib.Path) -> dict[str, Any]:
+    path = pathlib.Path(folder) / "settings.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def merge(
