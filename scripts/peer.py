@@ -27,7 +27,7 @@ from cascade_jax import methods, platforms
 from cascade_jax.bundle import Bundle, default_sampling
 from cascade_jax.cache import Context
 from cascade_jax.evaluation import files
-from cascade_jax.measure import bench
+from cascade_jax.measure import parts, shapes
 from cascade_jax.measure.clock import machine
 from cascade_jax.models.transformer import rope_1d, run_blocks
 
@@ -137,8 +137,8 @@ def compare(model: Bundle, name: str, steps: int, repeats: int, compiled: bool =
     dtype = str(jax.tree.leaves(model.params["target"])[0].dtype)
     device = "cuda" if torch.cuda.is_available() else "cpu"  # ROCm's name for its devices too
     method, sampling = methods.method("ar", model), default_sampling(model.config).checked()
-    prompts = bench.blank(model, 1)
-    (ours,) = bench.step_times(model, [method], prompts, sampling, steps, repeats)
+    prompts = shapes.blank(model, 1)
+    (ours,) = parts.step_times(model, [method], prompts, sampling, steps, repeats)
     made = torch_model(model, dtype=getattr(torch, dtype), device=device)
     theirs = {"eager": torch_step(made, steps, repeats, compiled=False)}
     if compiled:
@@ -170,7 +170,7 @@ def markdown(result: dict, command: str) -> str:
 def main(argv: list[str]) -> int:
     """Exit status 0, or 2 for what cannot be done."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", default="llamagen-xl", choices=list(bench.SHAPES))
+    parser.add_argument("--shapes", default="llamagen-xl", choices=list(shapes.SHAPES))
     parser.add_argument("--dtype", default=platforms.defaults().dtype, choices=["float32", "bfloat16"])
     parser.add_argument("--layers", type=int, help="fewer layers than published, to try things out")
     parser.add_argument("--steps", type=int, default=32)
@@ -179,7 +179,7 @@ def main(argv: list[str]) -> int:
     given = parser.parse_args(argv)
     try:
         files.check_folder(given.out)
-        model = bench.random_bundle(given.shapes, given.dtype, layers=given.layers)
+        model = shapes.random_bundle(given.shapes, given.dtype, layers=given.layers)
         result = compare(model, given.shapes, given.steps, given.repeats)
     except ValueError as error:
         print(f"peer.py: {error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from cascade_jax.evaluation import figures, sweep
 from cascade_jax.evaluation.metrics.metric import FewPictures, interval
 from cascade_jax.evaluation.networks import judge as quality
 from cascade_jax.evaluation.networks.moments import Moments, Statistics, frechet, statistics
-from cascade_jax.measure import bench
+from cascade_jax.measure import limits, parts
 from cascade_jax.pipeline import Report
 from cascade_jax.scenes import captions, data, judge
 
@@ -221,9 +221,9 @@ def test_a_choice_is_printed_as_config_json_holds_it():
 
 
 def test_bench_measures_parts_loop_memory_and_batches(model, monkeypatch, capsys):
-    monkeypatch.setattr(bench, "SIZES", (trees.ROOT, trees.chain(1)))
-    monkeypatch.setattr(bench.bandwidth, "__defaults__", (2**22,))
-    monkeypatch.setattr(bench.matmul_rate, "__defaults__", (64,))
+    monkeypatch.setattr(parts, "SIZES", (trees.ROOT, trees.chain(1)))
+    monkeypatch.setattr(limits.bandwidth, "__defaults__", (2**22,))
+    monkeypatch.setattr(limits.matmul_rate, "__defaults__", (64,))
     flags = ["--tree", "chain:1", "--batch", "1", "--steps", "4", "--repeats", "1", "--alpha", "1"]
     assert cli.main(["bench", "--model", model, *flags]) == 0
     with open("bench/bench.json") as file:

@@ -12,7 +12,7 @@ from flax import nnx
 import cascade_jax as cj
 from cascade_jax import bundle, methods, platforms
 from cascade_jax.export import programs as export
-from cascade_jax.measure import bench
+from cascade_jax.measure import shapes
 from cascade_jax.models.transformer import OutputMajor, matmul, output_major, straight, to_logits
 from cascade_jax.training.data import fingerprint
 
@@ -104,9 +104,9 @@ def test_a_model_is_kept_and_exported_straight(folder, tmp_path):
 @pytest.mark.usefixtures("large")
 def test_random_weights_lie_as_loaded_ones_do(monkeypatch):
     config = dataclasses.replace(
-        bench.config_of("llamagen-xl"), target=small.TARGET, drafter=small.DRAFTER, vq=small.VQ
+        shapes.config_of("llamagen-xl"), target=small.TARGET, drafter=small.DRAFTER, vq=small.VQ
     )
-    monkeypatch.setattr(bench, "config_of", lambda shapes: config)
-    made = bench.random_bundle("small")
+    monkeypatch.setattr(shapes, "config_of", lambda name: config)
+    made = shapes.random_bundle("small")
     assert kernels(made)
     assert not kernels(dataclasses.replace(made, params={"vq": made.params["vq"]}))

@@ -24,7 +24,7 @@ def test_both_sides_give_the_same_features(family, peer):
 
 
 def test_steps_of_both_sides_are_timed_and_reported(peer, monkeypatch):
-    monkeypatch.setattr(peer.bench, "step_times", lambda *_: [0.5])
+    monkeypatch.setattr(peer.parts, "step_times", lambda *_: [0.5])
     result = peer.compare(tiny_bundles.bundle("janus"), "tiny", steps=2, repeats=1, compiled=False)
     assert result["seconds"]["eager"] > 0
     assert result["ratios"]["eager"] == pytest.approx(result["seconds"]["eager"] / 0.5)

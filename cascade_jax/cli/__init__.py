@@ -394,7 +394,7 @@ class Bench:
                 raise ValueError(f"alpha must be at least 0, not {self.alpha}")
             from cascade_jax import methods
             from cascade_jax.evaluation import files
-            from cascade_jax.measure import bench
+            from cascade_jax.measure import bench, report, shapes
             from cascade_jax.scenes import data
 
             methods.check_name(self.method)
@@ -404,11 +404,11 @@ class Bench:
             if self.shapes is None:
                 bundle = _load(self.model, self.dtype)
             else:
-                bundle = bench.random_bundle(self.shapes, self.dtype)
+                bundle = shapes.random_bundle(self.shapes, self.dtype)
             if bundle.config.text == "scenes":
                 prompts = bundle.encode(data.random_captions(max(batches), 0))
             else:
-                prompts = bench.blank(bundle, max(batches))
+                prompts = shapes.blank(bundle, max(batches))
             method = methods.method(self.method, bundle, **self.thresholds.given())
             bundle.program(method.tree)
             bench.check_tree(method)
@@ -418,8 +418,8 @@ class Bench:
                 repeats=self.repeats, whole=self.shapes is None, alpha=self.alpha, progress=console.say,
             )  # fmt: skip
         result["report"]["compile_seconds"] = compiling.seconds
-        bench.write(self.out, result, command)
-        console.show(*bench.tables(result))
+        report.write(self.out, result, command)
+        console.show(*report.tables(result))
         print(f"written to {self.out}: bench.json, bench.md")
 
 

@@ -102,10 +102,10 @@ class Plan:
         """Models by name, shapes in place of parameters."""
         from cascade_jax import bundle as bundles
         from cascade_jax import pipeline
-        from cascade_jax.measure import bench
+        from cascade_jax.measure import shapes
 
         if self.shapes is not None:
-            return {name: bundles.abstract(bench.config_of(name), self.dtype) for name in self.shapes.split(",")}
+            return {name: bundles.abstract(shapes.config_of(name), self.dtype) for name in self.shapes.split(",")}
         config = bundles.read_config(pipeline.folder(self.model))
         return {self.model: bundles.abstract(config, self.dtype)}
 

@@ -41,7 +41,7 @@ def compare(
 
     Args:
       folder: receives the report; nobody else may work in it meanwhile.
-      timed: how many of the prompts are drawn one at a time as well, with a clock.
+      timed: how many of the prompts are drawn one at a time, with a clock; the others are drawn in batches.
       sampling, seed, gauges, progress: as of `run.evaluate`.
       about: what else the report tells: "model", "tree", "sampling" and "command", see `report.build`.
 
@@ -55,7 +55,7 @@ def compare(
     with cautions() as careful:
         figures = run.evaluate(
             bundle, {method.name: method for method in methods}, prompts, place, seed=seed, timed=timed,
-            sampling=sampling, weights=weights, gauges=gauges, progress=progress,
+            sampling=sampling, weights=weights, keep_turns=True, gauges=gauges, progress=progress,
         )  # fmt: skip
     report = reports.build(figures, prompts, timed=timed, seed=seed, cautions=careful, **about)
     shown = reports.first_pictures(place, list(figures), len(prompts))

@@ -25,7 +25,7 @@ from cascade_jax.evaluation.files import write_png
 from cascade_jax.evaluation.metrics import Album, Gauge
 from cascade_jax.measure.clock import machine
 from cascade_jax.methods import Method
-from cascade_jax.pipeline import Report
+from cascade_jax.pipeline import Generated, Report
 from cascade_jax.sampling import Sampling
 
 JOB, REPORT = "job.json", "report.json"
@@ -92,12 +92,19 @@ def draw(
         drawn = by_name.draw_numbers(bundle, method, prompts, own, seed, sampling, batch)
         texts = [prompts[number] for number in own]
         for row, number in enumerate(own):
-            own_record = {"number": number, "prompt": texts[row], "seed": seed, "process": jax.process_index()}
-            own_record |= {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
-            note = {"Description": texts[row], "Comment": f"{method.name}, seed {seed}, picture {number}"}
-            write_png(folder / f"{number:06d}.png", drawn.images[row], **note)
-            files.write_json(_record(folder, number), own_record)
+            keep(folder, method, number, texts[row], seed, drawn, row)
         yield len(own)
+
+
+def keep(
+    folder: pathlib.Path, method: Method, number: int, prompt: str, seed: int, drawn: Generated, row: int = 0
+) -> None:
+    """Writes a row of what was drawn as the picture of that number, and then its record."""
+    own = {"number": number, "prompt": prompt, "seed": seed, "process": jax.process_index()}
+    own |= {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
+    note = {"Description": prompt, "Comment": f"{method.name}, seed {seed}, picture {number}"}
+    write_png(folder / f"{number:06d}.png", drawn.images[row], **note)
+    files.write_json(_record(folder, number), own)
 
 
 def wait(folder: pathlib.Path, count: int, patience: float, say: Callable[[str], None]) -> None:

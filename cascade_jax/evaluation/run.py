@@ -54,6 +54,7 @@ def evaluate(
     timed: int = 4,
     sampling: Sampling | None = None,
     weights: Mapping[str, str | None] | None = None,
+    keep_turns: bool = False,
     gauges: Sequence[Gauge] = (),
     progress: Progress | None = None,
 ) -> dict[str, dict[str, Any]]:
@@ -68,6 +69,7 @@ def evaluate(
         turn that compiles. All times of a turn are of the same run.
       sampling: None for the model's own settings.
       weights: as of `weights_of`, which is asked if it is None; with large models that takes a while.
+      keep_turns: take what was drawn in turns as the pictures of these captions, and compile nothing for them.
       gauges: of metrics that look at the pictures, see `metrics.opened`.
       progress: called with (what is being done, done so far, how much there is); of drawing in pictures.
 
@@ -81,7 +83,7 @@ def evaluate(
     with files.owned(folder):
         draw(
             bundle, methods, captions, folder, seed=seed, batch=batch, timed=timed, sampling=sampling, weights=weights,
-            progress=progress,
+            keep_turns=keep_turns, progress=progress,
         )  # fmt: skip
         return summarise(measure(methods, captions, folder, timed=timed, gauges=gauges, progress=progress))
 
@@ -97,6 +99,7 @@ def draw(
     timed: int = 4,
     sampling: Sampling | None = None,
     weights: Mapping[str, str | None] | None = None,
+    keep_turns: bool = False,
     part: tuple[int, int] = (0, 1),
     progress: Progress | None = None,
 ) -> int:
@@ -113,9 +116,11 @@ def draw(
     sampling = (default_sampling(bundle.config) if sampling is None else sampling).checked()
     settle(bundle, methods, captions, folder, seed=seed, sampling=sampling, weights=weights)
     own = range(part[0], len(texts), part[1])
-    size = -(-len(own) // -(-len(own) // batch)) if own else 1  # even batches, so that few pictures are thrown away
-    left = {label: jobs.missing(folder / label, own) for label in methods}
     turns = [] if part[0] else _open_turns(folder, methods, min(timed, len(texts)))
+    kept = set(turns) if keep_turns else set()
+    left = {label: jobs.missing(folder / label, [number for number in own if number not in kept]) for label in methods}
+    count = len(own) - (min(timed, len(texts)) if keep_turns else 0) or len(own)
+    size = -(-count // -(-count // batch)) if count else 1  # even batches: few pictures are thrown away
     done, total = 0, sum(map(len, left.values())) + len(turns) * len(methods)
 
     def report(what, count=0):
@@ -124,7 +129,7 @@ def draw(
         if progress is not None:
             progress(what, done, total)
 
-    _take_turns(bundle, methods, texts, turns, folder, seed, sampling, report)
+    _take_turns(bundle, methods, texts, turns, folder, seed, sampling, report, kept)
     for label, method in methods.items():
         report(f"drawing with {label}")
         for count in jobs.draw(
@@ -261,15 +266,18 @@ def _open_turns(folder: pathlib.Path, methods: dict[str, Method], timed: int) ->
     return sorted(missing + [n for n in there if jobs.record(place, n)["device"] != device])
 
 
-def _take_turns(bundle, methods, texts, turns, folder, seed, sampling, report) -> None:
-    def player(method):
+def _take_turns(bundle, methods, texts, turns, folder, seed, sampling, report, kept) -> None:
+    def player(label, method):
         def play(number):
             (prompt,) = bundle.encode([texts[number]])
-            return clock.timed(by_name.draw_one, bundle, method, prompt, seed, number, sampling)[0]
+            seconds, drawn = clock.timed(by_name.draw_one, bundle, method, prompt, seed, number, sampling)
+            if number in kept and jobs.missing(folder / label, [number]):
+                jobs.keep(folder / label, method, number, texts[number], seed, drawn)
+            return seconds
 
         return play
 
-    players = {label: player(method) for label, method in methods.items()}
+    players = {label: player(label, method) for label, method in methods.items()}
     for number, seconds in clock.take_turns(players, turns, report):
         turn = {"number": number, "prompt": texts[number], "device": machine()["device"], "seconds": seconds}
         files.write_json(turns_of(folder, list(methods)) / f"{number:06d}.json", turn)

@@ -27,7 +27,7 @@ import numpy as np
 from cascade_jax import decode, pipeline
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
-from cascade_jax.measure import bench
+from cascade_jax.measure import parts
 from cascade_jax.methods import Method
 from cascade_jax.tree import EAGLE_25, Tree, chain, full
 
@@ -184,7 +184,7 @@ def tune(
     """
     method, sampling = by_name.method(name, bundle), default_sampling(bundle.config).checked()
     on = lambda tree: Method(name, method.rule, tree, method.settings)
-    clock = lambda trees: bench.step_times(bundle, [on(tree) for tree in trees], prompts[:1], sampling, steps, repeats)
+    clock = lambda trees: parts.step_times(bundle, [on(tree) for tree in trees], prompts[:1], sampling, steps, repeats)
     progress(f"acceptance on {len(prompts)} pictures")
     table = acceptance(bundle, method, prompts, seed)
     progress(f"the time of a step with {len(timed)} trees")

@@ -1,0 +1,82 @@
+"""Models of published sizes with random weights, for measuring alone."""
+
+import dataclasses
+import functools
+import zlib
+
+import jax
+import jax.numpy as jnp
+
+from cascade_jax import platforms
+from cascade_jax.bundle import Bundle, Config, Prompt, abstract, laid_out
+from cascade_jax.drafters.eagle import EagleConfig
+from cascade_jax.models import chameleon, janus, llamagen
+from cascade_jax.models.vq import DS16
+
+SHAPES = {
+    "llamagen-xl": ("llamagen", llamagen.preset("XL", image_tokens=1024)),
+    "llamagen-7b": ("llamagen", llamagen.preset("7B", image_tokens=1024)),
+    "lumina-mgpt-7b": ("chameleon", chameleon.preset("lumina-mgpt-7b-768")),
+    "janus-pro-7b": ("janus", janus.preset("7B")),
+}
+
+
+def config_of(shapes: str) -> Config:
+    """A configuration of published sizes with a drafter.
+
+    Raises:
+      ValueError: for unknown names.
+    """
+    if shapes not in SHAPES:
+        raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
+    family, target = SHAPES[shapes]
+    drafter = EagleConfig(dataclasses.replace(target.block, input_norm=False), **target.picture_places)
+    sampling = {"temperature": 1.0, "top_k": 2000, "guidance": 3.0}
+    return Config(
+        family, target, drafter, dataclasses.replace(DS16, codebook_size=target.codebook_size), sampling=sampling
+    )
+
+
+def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:
+    """A model with random weights of published sizes, for measuring alone; its drafter is EAGLE-1's.
+
+    Args:
+      layers: of the target; None for as many as are published.
+
+    Raises:
+      ValueError: for other names, or if there is not enough memory.
+    """
+    config = config_of(shapes)
+    if layers is not None:
+        config = dataclasses.replace(config, target=dataclasses.replace(config.target, layers=layers))
+    dtype = platforms.defaults().dtype if dtype is None else dtype
+    shapes_of = abstract(config, dtype).params
+    skeleton = {part: shapes_of[part] for part in ("target", "drafter", "vq")}
+    needed = _bytes(skeleton, dtype)
+    if needed > 0.8 * platforms.free_memory():
+        free = platforms.free_memory() / 1e9
+        raise ValueError(f"{shapes} needs {needed / 1e9:.1f} GB, and {free:.1f} GB are free: try --dtype bfloat16")
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def fill(shape, key):
+        return 0.02 * jax.random.normal(key, shape, dtype)
+
+    def leaf(path, x):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return jnp.arange(x.size, dtype=x.dtype)
+        if "scale" in jax.tree_util.keystr(path):
+            return jnp.ones(x.shape, dtype)
+        filled = fill(x.shape, jax.random.key(zlib.crc32(jax.tree_util.keystr(path).encode())))
+        product = "kernel" in jax.tree_util.keystr(path) and "vq" not in jax.tree_util.keystr(path[:1])
+        return laid_out(filled) if product else filled
+
+    return Bundle(config, {"text": None, **jax.tree_util.tree_map_with_path(leaf, skeleton)})
+
+
+def blank(bundle: Bundle, count: int) -> list[Prompt]:
+    """Encoded prompts without meaning."""
+    return [bundle.config.target.blank()] * count
+
+
+def _bytes(tree, dtype) -> int:
+    return sum(x.size for x in jax.tree.leaves(tree)) * jnp.dtype(dtype).itemsize
