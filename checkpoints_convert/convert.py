@@ -17,12 +17,13 @@ import numpy as np
 
 from cascade_jax import bundle
 from checkpoints_convert.families import FAMILIES
-from checkpoints_convert.files import check_text, read_json
+from checkpoints_convert.files import read_json
 from checkpoints_convert.formats import Known
 from checkpoints_convert.parts import Part, family_of, fitted, parts, planned, recognise
-from checkpoints_convert.sources import CODES, SENTENCEPIECE, TOKENIZERS, open_source, open_sources
+from checkpoints_convert.sources import CODES, open_source, open_sources
 from checkpoints_convert.table import Step, make
 from checkpoints_convert.tensors import ConvertError, listed
+from checkpoints_convert.tokenizers import check_tokenizer, tokenizer
 from checkpoints_convert.transforms import integers
 
 __all__ = ["convert", "merge", "planned", "recognise"]
@@ -71,7 +72,8 @@ def convert(
     chosen = family_of(family, opened)
     found = parts(chosen, opened, pixels, say)
     config = chosen.assemble({name: part.config for name, part in found.items()})
-    _check_tokenizers(found, say)
+    for part in found.values():
+        check_tokenizer(part, say)
     with writing(destination, found, dtype, say, progress) as (writer, origin):
         writer.finish(dataclasses.replace(config, origin=origin))
     for part in found.values():
@@ -148,37 +150,9 @@ def writing(
                     writer.add(name, path, array)
                     done += array.nbytes
                     progress(done, total)
-                if found := _tokenizer(part):
+                if found := tokenizer(part):
                     writer.copy(*found)
             yield writer, {"converter": VERSION, "files": _origin_names(digests)}
-
-
-def _tokenizer(part: Part) -> tuple[pathlib.Path, str] | None:
-    """The text tokenizer that belongs to a part, and what it is called in a bundle."""
-    if not part.format.tokenizer:
-        return None
-    if file := part.source.beside(TOKENIZERS):
-        return file, "text/tokenizer.json"
-    file = part.source.beside(SENTENCEPIECE)
-    return file and (file, "text/spiece.model")
-
-
-def _check_tokenizers(parts: Mapping[str, Part], say: Callable[[str], None]) -> None:
-    """Raises a ConvertError if a text encoder could read no captions; of targets and metrics it is a warning."""
-    for name, part in parts.items():
-        if not part.format.tokenizer:
-            continue
-        known = TOKENIZERS[:1] + SENTENCEPIECE if name == "text" else TOKENIZERS
-        if not (found := _tokenizer(part)):
-            lacks = f"{part.source.path} has no text tokenizer ({' or '.join(known)}) beside it"
-            if name == "text":
-                raise ConvertError(f"{lacks}, and without one no caption can be read: download it too")
-            say(f"warning: {lacks}: captions cannot be read until it lies in the model's folder as text/tokenizer.json")
-        elif found[0].name in TOKENIZERS:
-            read_json(found[0])
-        else:
-            with found[0].open("rb") as stream:
-                check_text(found[0], stream.read(1024))
 
 
 def _warn_of_integers(part: Part, say: Callable[[str], None]) -> None:

@@ -1,6 +1,7 @@
 """What a family's table says beside its rules: which part of a bundle a file is, and how large."""
 
 import dataclasses
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -18,11 +19,13 @@ class Known:
       parts: configurations of the parts that were worked out before (in the order vq, target, drafter, text).
       pixels: the picture's side, if it was given; file formats that lack it need it.
       say: called with what the person who converts should know.
+      paths: where these parts lie, as far as they were named.
     """
 
     parts: Mapping[str, Any]
     pixels: int | None = None
     say: Callable[[str], None] = lambda _: None
+    paths: Mapping[str, pathlib.Path] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,13 +63,15 @@ def _configure_original(source: Source, known: Known) -> LlamaGenConfig:
     heads = _HEADS.get(dim, dim // 64)
     if not heads or dim % heads:
         raise ConvertError(f"{source.path} has width {dim}, which is no LlamaGen's")
+    sizes = _condition_sizes(source, "cls_embedding")
+    _check_vq(source, known, "c2i" if "classes" in sizes else "t2i")
     return LlamaGenConfig(
         dim,
         _layers(source, known, dim, "layers"),
         heads,
         image_tokens=_image_tokens(source, known),
         vocab_size=vocab,
-        **_condition_sizes(source, "cls_embedding"),
+        **sizes,
     )
 
 
@@ -79,6 +81,7 @@ def _configure_hugging_face(source: Source, known: Known) -> LlamaGenConfig:
     heads = settings.get("num_attention_heads") or _HEADS.get(dim, max(dim // 64, 1))
     kv_heads = settings.get("num_key_value_heads") or heads
     sizes = _condition_sizes(source, "model.cls_embedding")
+    _check_vq(source, known, "c2i" if "classes" in sizes else "t2i")
     llama.check_settings(source, settings, "model.layers", dim, heads)
     source.check_settings(settings, cls_token_num=sizes["condition_tokens"], caption_dim=sizes.get("caption_dim"))
     stated = settings.get("num_hidden_layers")
@@ -100,6 +103,13 @@ def _condition_sizes(source: Source, prefix: str) -> dict[str, int]:
         return {"classes": source.shape(table)[0] - 1, "condition_tokens": 1}
     slots, width = source.shape(f"{prefix}.uncond_embedding")
     return {"condition_tokens": slots, "caption_dim": width}
+
+
+def _check_vq(source: Source, known: Known, kind: str) -> None:
+    """Warns of the picture tokenizer of the other kind of models, which has as many codes: only its name tells."""
+    other = "t2i" if kind == "c2i" else "c2i"
+    if (path := known.paths.get("vq")) and other in path.stem.lower().split("_"):
+        known.say(f"warning: {source.path} is a {kind} model, and {path} is named for {other} models")
 
 
 def _layers(source: Source, known: Known, dim: int, prefix: str) -> int:

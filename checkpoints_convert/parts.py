@@ -111,7 +111,8 @@ def parts(family: Family, opened: Sequence[Source], pixels: int | None, say: Cal
     done: dict[str, Part] = {}
     for name in _ORDER:
         if name in found:
-            known = Known({n: p.config for n, p in done.items()}, pixels, say)
+            paths = {n: p.source.path for n, p in done.items()}
+            known = Known({n: p.config for n, p in done.items()}, pixels, say, paths)
             done[name] = planned(*found[name], known)
     return done
 

@@ -1,13 +1,18 @@
 """What the converter makes of sizes and settings that contradict one another, and of what files leave out."""
 
+import json
 import pathlib
 
+import jax.numpy as jnp
 import numpy as np
+import oracles
 import published
 import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+from cascade_jax import cache as kv
+from cascade_jax.cache import Context
 from cascade_jax.drafters.eagle import Eagle1
 from cascade_jax.models import llamagen as models
 from cascade_jax.models.janus import JanusConfig
@@ -139,6 +144,32 @@ def test_a_text_encoder_without_its_tokenizer_is_refused_before_anything_is_writ
     assert not (tmp_path / "out").exists()
 
 
+def test_a_tokenizer_of_another_model_is_not_taken(tmp_path):
+    target = published.write_pickle(tmp_path / "t2i_XL_stage1_256.pt", published.llamagen(), "model")
+    vq = published.write_pickle(tmp_path / "vq.pt", published.vq(), "model")
+    text = published.write_folder(tmp_path / "flan-t5-xl", published.t5(), published.T5_SETTINGS)
+    other = published.write_folder(tmp_path / "drafter", published.drafter(), published.DRAFTER_SETTINGS)
+    published.write_tokenizer(other / "tokenizer.json")
+    with pytest.raises(ConvertError, match="has no text tokenizer"):
+        convert("llamagen", [target, vq, text, other], tmp_path / "out")
+    large = json.loads((other / "tokenizer.json").read_text())
+    large["model"]["vocab"].append(["more", -3.0])
+    (text / "tokenizer.json").write_text(json.dumps(large))
+    with pytest.raises(ConvertError, match="it has a token 12, and the embedding has 12 rows"):
+        convert("llamagen", [target, vq, text], tmp_path / "out")
+
+
+@pytest.mark.parametrize(("classes", "name"), [(False, "vq_ds16_c2i.pt"), (True, "vq_ds16_t2i.pt")])
+def test_a_picture_tokenizer_of_the_other_kind_of_models_is_warned_of(classes, name, tmp_path):
+    target = published.write_pickle(tmp_path / "x_256.pt", published.llamagen(classes=classes), "model")
+    said: list[str] = []
+    for vq, warnings in ((name, 1), (name.replace("c2i", "x").replace("t2i", "x"), 0)):
+        known = Known({}, None, said.append, {"vq": tmp_path / vq})
+        planned(llamagen.ORIGINAL, sources.open_source(target), known)
+        assert len(said) == warnings, said
+        said.clear()
+
+
 def test_a_head_that_is_the_embedding_may_be_left_out(tmp_path):
     tensors = published.llamagen_hf()
     del tensors["lm_head.weight"]
@@ -171,6 +202,14 @@ def test_a_drafter_without_bias_has_one_of_zeros(tmp_path):
         drafter(tmp_path / "biased", tensors, bias=True)
 
 
+def guesses(folder: pathlib.Path) -> np.ndarray:
+    """What a drafter makes of three pairs."""
+    module = oracles.module(eagle.EAGLE1, folder, Known({"target": TARGET}))
+    pairs = np.random.default_rng(0).normal(size=(2, 1, 3, DIM)).astype(np.float32)
+    context = Context(module.rope(jnp.arange(3)[None]), kv.bias(kv.causal(3))[None, None])
+    return np.asarray(module(jnp.asarray(pairs[0]), jnp.asarray(pairs[1]), context)[0])
+
+
 def test_of_several_layers_the_first_may_lack_the_norm_that_the_others_have(tmp_path):
     """EAGLE's code: `if self.index != 0: self.input_layernorm = ...`."""
     tensors = published.drafter()
@@ -181,6 +220,10 @@ def test_of_several_layers_the_first_may_lack_the_norm_that_the_others_have(tmp_
     assert part.steps["blocks.1.attention_norm.scale"].names == ("layers.1.input_layernorm.weight",)
     module = nnx.eval_shape(lambda: Eagle1(part.config, rngs=nnx.Rngs(0)))
     assert module.blocks[0].attention_norm is None and module.blocks[1].attention_norm is not None
+    silent = {n: x * 0 for n, x in tensors.items() if n.startswith("layers.1.") and ("o_proj" in n or "down_proj" in n)}
+    drafter(tmp_path / "silent", tensors | silent, num_hidden_layers=2)
+    drafter(tmp_path / "one")
+    np.testing.assert_array_equal(guesses(tmp_path / "silent"), guesses(tmp_path / "one"))
     del tensors["layers.1.input_layernorm.weight"]
     assert not drafter(tmp_path / "bare", tensors, num_hidden_layers=2).config.block.input_norm
 
