@@ -293,7 +293,7 @@ def test_eval_writes_pictures_records_metrics_and_reports_and_goes_on(model, her
     assert {"speedup", "alpha", "fidelity", "frechet", "fid", "clip", "tvd_per_image"} <= loose.keys()
     assert loose["fid"] > 0
     assert loose["settings"]["budget"] == 0.9
-    assert loose["alpha"] > report["methods"]["tight"]["alpha"]
+    assert loose["nominal"] > report["methods"]["tight"]["nominal"] == 0
     assert report["methods"]["ar"]["target_steps"] == 15
     assert (report["pictures"], report["count"], report["sampling"]["guidance"]) == (3, 1, 1.5)
     assert len(report["cautions"]) == 2
