@@ -9,6 +9,7 @@ import importlib
 import sys
 import types
 
+__version__ = "0.1.0"
 _HOMES = {
     "Bundle": "bundle",
     "BundleError": "bundle",

@@ -108,7 +108,8 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
     """Keeps other processes from owning `folder` during the block; clears away what killed ones left in it.
 
     The folder need not exist. The lock is a file beside it, or in it where nothing can be written beside it, and goes
-    with the block or with the process. Of several processes that work on a folder together, one owns it.
+    with the block or with the process; so do folders above that are still empty then. Of several processes that work on
+    a folder together, one owns it.
 
     Raises:
       InUse: if another block owns it; the message says of which process.
@@ -116,6 +117,7 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
     folder = pathlib.Path(folder).resolve()
     beside = folder.name and (os.access(folder.parent, os.W_OK) or not folder.is_dir())
     file = (folder.parent if beside else folder) / f".{folder.name}{_LOCK}"
+    made = [above for above in file.parents if not above.exists()]
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
         lock = _locked(file)
@@ -133,6 +135,9 @@ def owned(folder: str | os.PathLike) -> Iterator[None]:
         if lock is not None:
             file.unlink(missing_ok=True)
             os.close(lock)
+        with contextlib.suppress(OSError):
+            for above in made:
+                above.rmdir()
 
 
 def sweep(folder: str | os.PathLike, name: str | None = None) -> None:

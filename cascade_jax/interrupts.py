@@ -33,9 +33,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 def check(kept: str = "") -> None:
-    """Raises `Interrupted(kept)` if an interrupt was asked for."""
+    """Raises `Interrupted`, perhaps with a message, if an interrupt was asked for."""
     if _asked.is_set():
-        raise Interrupted(kept)
+        raise Interrupted(*[kept] * bool(kept))
 
 
 def asked() -> bool:

@@ -240,6 +240,11 @@ def takes(name: str) -> tuple[str, ...]:
     return tuple(setting.name for setting in METHODS[name].settings)
 
 
+def tunable(name: str) -> bool:
+    """Whether a method drafts on a static tree that may be any."""
+    return not METHODS[name].bound and not isinstance(METHODS[name].tree, DynamicTree)
+
+
 def compared() -> tuple[str, ...]:
     """The methods that are compared unless others are named; token-by-token decoding comes first."""
     return tuple(name for name, entry in METHODS.items() if entry.compared)

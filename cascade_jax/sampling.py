@@ -45,14 +45,16 @@ class Sampling:
         if not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be at least 0, not {self.temperature}")
         if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, not {self.top_k}")
+            raise ValueError(f"top_k must be at least 1, not {self.top_k}; a large number draws from all tokens")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be in (0, 1], not {self.top_p}")
         if self.guidance is not None and not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be at least 0, not {self.guidance}")
         top_p = None if self.top_p == 1 else self.top_p
         floats = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), self.replace(top_k=None, top_p=top_p))
-        return floats.replace(top_k=None if self.top_k is None else jnp.asarray(self.top_k, jnp.int32))
+        return floats.replace(
+            top_k=None if self.top_k is None else jnp.asarray(np.minimum(self.top_k, 2**31 - 1), jnp.int32)
+        )
 
 
 def guide(logits: jax.Array, guidance: jax.Array | None) -> jax.Array:

@@ -1,6 +1,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +13,8 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import acceptance, cli, decode, methods, pipeline, rules, trees
-from cascade_jax.cli import console
+from cascade_jax import acceptance, cli, decode, files, methods, pipeline, rules, trees
+from cascade_jax.cli import commands, console, spellings
 
 PROMPT = "a red ball on gravel"
 
@@ -121,20 +122,30 @@ BAD = {
     "no place for files": (["generate", PROMPT, "--out", "/proc/x/y.png"], "cannot write to /proc/x"),
     "one name for two": (["generate", PROMPT, "--count", "2", "--out", "x.png"], "give a folder"),
     "another format": (["generate", PROMPT, "--out", "x.jpg"], "written as PNG"),
-    "unknown flag": (["generate", PROMPT, "--fast"], "Unrecognized options: --fast (see cascade-jax --help)"),
-    "unknown command": (["draw"], "draw. Available subcommands: generate, compare, bench, convert"),
-    "no command": ([], "Expected one of {generate, compare, bench, convert"),
+    "top_k of none": (["generate", PROMPT, "--top-k", "0"], "a large number draws from all tokens"),
+    "unknown flag": (["generate", PROMPT, "--fast"], "Unrecognized options: --fast (see cascade-jax generate --help)"),
+    "sweep: unknown flag": (["scenes", "sweep", "--fast"], "--fast (see cascade-jax scenes sweep --help)"),
+    "unknown command": (["draw"], "unknown command 'draw'; there are generate, generate-list, compare"),
+    "a slip": (["evel"], "unknown command 'evel', perhaps eval; there are"),
+    "no command": ([], "say which command; there are generate, "),
+    "no scenes command": (
+        ["scenes"],
+        "there are scenes sweep, scenes train, scenes pack (see cascade-jax scenes --help)",
+    ),
+    "a slip behind scenes": (["scenes", "swep"], "unknown command 'scenes swep', perhaps scenes sweep"),
     "compare: method": (["compare", "--methods", "ar,warp"], "unknown method 'warp'"),
     "compare: no file": (["compare", "--prompts", "none.txt"], "there is no prompts file none.txt"),
     "compare: empty file": (["compare", "--prompts", os.devnull], "there is no prompts file"),
     "compare: count": (["compare", "--count", "0"], "count must be at least 1"),
     "compare: setting": (["compare", "--methods", "eagle", "--budget", "1"], "none of ar, eagle takes budget"),
     "sweep: tree": (["scenes", "sweep", "--trees", "oak"], "unknown tree 'oak'"),
-    "sweep: budget": (["scenes", "sweep", "--budget", "-1"], "budget must be at least 0"),
+    "sweep: budget": (["scenes", "sweep", "--budget", "0.1,-1"], "budget must be at least 0"),
+    "sweep: no number": (["scenes", "sweep", "--tau-pos", "0.5,x"], "--tau-pos takes numbers and commas, not '0.5,x'"),
     "train: part": (["scenes", "train", "engine"], "unknown part 'engine'; known: tokenizer"),
     "train: order": (["scenes", "train", "target"], "holds no checkpoint"),
     "pack: no runs": (["scenes", "pack", "nowhere"], "there is no folder nowhere"),
-    "bench: batch": (["bench", "--batch", "1,x"], "batch is a list of sizes"),
+    "bench: batch": (["bench", "--batch", "1,x"], "--batch takes whole numbers and commas, not '1,x'"),
+    "bench: no batch": (["bench", "--batch", ","], "batch must be at least 1"),
     "bench: method": (["bench", "--method", "ar"], "static draft tree, not ar"),
     "bench: shapes": (["bench", "--shapes", "xxl"], "unknown shapes 'xxl'"),
 }
@@ -255,3 +266,104 @@ def test_a_models_own_settings_are_cascades_defaults(tmp_path):
 @pytest.mark.parametrize("text", ["eagle25", "lanternpp57", "eagle2", "chain:4", "0 1 00 01"])
 def test_a_trees_name_reads_back_as_the_tree(text):
     assert methods.tree_name(methods.parse_tree(text)) == text
+
+
+OLD = {
+    "spaces": (
+        "eval",
+        ["--methods", "ar", "loose=cascade:tau_pos=0.7,budget=1", "--count", "2"],
+        ["--methods", "ar,loose=cascade:tau_pos=0.7,budget=1", "--count", "2"],
+    ),
+    "numbers": (
+        "scenes sweep",
+        ["--tau-pos", "0.6", "-1", "--budget", "0.1", "0.2"],
+        ["--tau-pos", "0.6,-1", "--budget", "0.1,0.2"],
+    ),
+    "captions": ("eval", ["--captions", "x.tsv"], ["--prompts", "x.tsv"]),
+    "captions by =": ("paper", ["table1", "--captions=x.tsv"], ["table1", "--prompts", "x.tsv"]),
+    "sampling": (
+        "paper",
+        ["--sampling", "top_k=5", "temperature=0.5", "--out", "x"],
+        ["--top-k", "5", "--temperature", "0.5", "--out", "x"],
+    ),
+    "settings": ("export", ["--settings", "tau_pos=0.9", "--out", "x"], ["--tau-pos", "0.9", "--out", "x"]),
+    "types": ("convert", ["auto", "a", "b", "--dtype", "bf16"], ["auto", "a", "b", "--dtype", "bfloat16"]),
+    "drafters": (
+        "paper",
+        ["--drafters", "a=b", "a=c", "table2"],
+        ["--drafters", "a=b,a=c", "table2"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("command", "old", "new"), OLD.values(), ids=OLD)
+def test_old_spellings_go_on_working_with_a_hint(command, old, new):
+    said = []
+    assert spellings.modern(command, old, said.append) == new
+    assert said
+    assert all(" is written " in line for line in said)
+    said.clear()
+    assert spellings.modern(command, new, said.append) == new
+    assert said == []
+
+
+def test_a_hint_is_on_stderr_and_the_command_runs_on(capsys):
+    assert cli.main(["eval", "--captions", "none.txt"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == "cascade-jax: --captions none.txt is written --prompts none.txt now"
+    assert "there is no prompts file none.txt" in second
+
+
+@pytest.mark.parametrize("name", commands.COMMANDS)
+def test_help_is_about_the_command_and_names_nothing_internal(name, capsys):
+    assert cli.main([*name.split(), "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"usage: cascade-jax {name} ")
+    titles = re.findall(r"^(?:╭─)? (\S[a-z ]*?) *(?:─*╮)?$(?=\n -|\n│)", out, re.MULTILINE)
+    assert "options" in titles
+    assert set(titles) <= {
+        "positional arguments", "options", "model options", "method options", "sampling options", "metrics options",
+        "processes options", "loss options", "optimiser options", "assumption options",
+    }  # fmt: skip
+
+
+def test_every_flag_of_the_same_name_is_written_alike(capsys):
+    seen: dict[str, set[str]] = {}
+    for name in commands.COMMANDS:
+        assert cli.main([*name.split(), "--help"]) == 0
+        for flag, metavar in re.findall(r"^[ │]+(--[a-z-]+) (\S+)  ", capsys.readouterr().out, re.MULTILINE):
+            seen.setdefault(flag, set()).add(metavar)
+    alike = "--model --tree --temperature --top-k --top-p --guidance --prompts --seed --count --mesh --tau-pos"
+    for flag in alike.split():
+        assert len({metavar.rstrip(",.") for metavar in seen[flag]} - {"X,..."}) == 1, (flag, seen[flag])
+    assert seen["--dtype"] == {"float32|bfloat16", "float32|bfloat16|stored"}
+
+
+def test_the_listing_and_the_version_are_printed(capsys):
+    assert cli.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {name} " in out for name in commands.COMMANDS)
+    assert cli.main(["scenes", "--help"]) == 0
+    assert "scenes pack" in capsys.readouterr().out
+    assert cli.main(["--version"]) == 0
+    assert re.fullmatch(r"cascade-jax \d+\.\d+\.\d+, jax \S+\n", capsys.readouterr().out)
+
+
+def test_two_processes_do_not_work_in_one_folder(model, tmp_path, capsys):
+    with files.owned(tmp_path / "out"):
+        for command in ("compare", "bench", "paper table1", "scenes sweep"):
+            argv = [*command.split(), "--out", str(tmp_path / "out"), "--model", model]
+            assert cli.main(argv) == 2
+            err = capsys.readouterr().err
+            assert err.count("\n") == 1
+            assert "is in use by process" in err
+
+
+def test_programs_that_could_not_be_kept_are_not_promised(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(console.CompileClock, "fresh", 5.0, raising=False)
+    monkeypatch.setattr(console.CompileClock, "_add", lambda *_, **own: None)
+    monkeypatch.setattr(console.CompileClock, "__init__", lambda self: vars(self).update(_spans=[], _since=0.0))
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert cli.main(["generate", PROMPT, "--model", model, "--method", "ar"]) == 0
+    assert capsys.readouterr().err == "compiling took 0 s\n"

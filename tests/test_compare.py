@@ -12,6 +12,7 @@ from small import write_bundle
 
 from cascade_jax import bundle as bundles
 from cascade_jax import cli, methods, pipeline, trees
+from cascade_jax.cli.flags import Settings
 from cascade_jax.evaluation import figures, sweep
 from cascade_jax.evaluation.metrics.metric import FewPictures, interval
 from cascade_jax.evaluation.networks import judge as quality
@@ -247,7 +248,7 @@ def test_bench_measures_parts_loop_memory_and_batches(model, monkeypatch, capsys
 
 
 def test_settings_go_to_the_methods_that_take_them(bundle):
-    chosen = cli._methods(bundle, ["ar", "gsd", "cascade"], {"tree": "chain:2", "budget": 0.1, "group": 3})
+    chosen = Settings(tree="chain:2", budget=0.1, group=3).methods(bundle, ["ar", "gsd", "cascade"])
     assert [method.tree for method in chosen] == [trees.ROOT, trees.chain(2), trees.chain(2)]
     assert [method.settings.get("budget") for method in chosen] == [None, None, 0.1]
     assert chosen[1].settings == {"group": 3}

@@ -162,8 +162,7 @@ BAD = {
     "platform": (["export", "--platforms", "cpu,npu", "--out", "x"], "unknown platform 'npu'; known: cpu, cuda"),
     "no out": (["export", "--platforms", "cpu", "--out", "/proc/x/y"], "cannot write to /proc/x"),
     "batch": (["export", "--batch", "0", "--out", "x"], "batch must be at least 1"),
-    "setting": (["export", "--settings", "tau_pos", "--out", "x"], "settings are NAME=VALUE, not 'tau_pos'"),
-    "unknown setting": (["export", "--settings", "warp=9", "--out", "x"], "cascade does not take warp"),
+    "another's setting": (["export", "--group", "9", "--out", "x"], "cascade does not take group"),
     "no artifact": (["run-exported", "nowhere", PROMPT], "there is no artifact nowhere"),
     "no zip": (["run-exported", __file__, PROMPT], "is damaged, or no artifact"),
 }

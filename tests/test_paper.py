@@ -260,7 +260,7 @@ def here(tmp_path, monkeypatch):
     "what", ["figure3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("figure8", "figure9"))]
 )
 def test_figures_of_the_target_alone(what, model, here, capsys):
-    assert cli.main(command(model, what, "--sampling", "temperature=0.5")) == 0
+    assert cli.main(command(model, what, "--temperature", "0.5")) == 0
     assert f"written to out: {what}.json, {what}.md, {what}.png" in capsys.readouterr().out
     stored = json.loads((here / "out" / f"{what}.json").read_text())
     assert stored["sampling"]["temperature"] == 0.5
@@ -355,8 +355,8 @@ BAD = {
     "timed": (["table1", "--timed", "-1"], "timed must be at least 0, not -1"),
     "half of FID": (["table1", "--reference", "x"], "FID needs both --inception and --reference"),
     "square": (["table1", "--square", "9"], "--square is about the pictures of --reference"),
-    "no captions": (["table1", "--captions", "x.tsv"], "there is no prompts file x.tsv"),
-    "sampling": (["figure8", "--sampling", "warmth=1"], "unknown sampling settings: warmth"),
+    "no captions": (["table1", "--prompts", "x.tsv"], "there is no prompts file x.tsv"),
+    "sampling": (["figure8", "--temperature", "warm"], "--temperature takes a number, not 'warm'"),
     "threshold": (["table1", "--tau-pos", "-3", "--count", "1"], "tau_pos must be at least -1"),
 }
 

@@ -135,7 +135,7 @@ def test_what_compiles_for_a_device_is_asked_for_by_name(name, what, monkeypatch
 @pytest.mark.parametrize(
     ("flags", "says"),
     [(["--method", "foo"], "unknown method 'foo'"), (["--shapes", "foo"], "unknown shapes 'foo'"),
-     (["--programs", "foo"], "unknown program 'foo'"), (["--batch", "0"], "a list of sizes"),
+     (["--programs", "foo"], "unknown program 'foo'"), (["--batch", "0"], "batch must be at least 1"),
      (["--launch", "-1"], "launch is out of range"), (["--alpha", "-1"], "alpha must be at least 0"),
      (["--mesh", "model=x"], "a mesh is given as"), (["--dtype", "int8"], "dtype must be"),
      (["--model", "nowhere"], "there is no model"), (["--batch", "3", "--mesh", "data=2"], "cannot be divided")],

@@ -12,7 +12,7 @@ from PIL import Image
 from small import write_bundle
 
 from cascade_jax import cli, methods, pipeline, rules
-from cascade_jax.cli import evaluation as eval_commands
+from cascade_jax.cli import evaluate
 from cascade_jax.evaluation import figures as made
 from cascade_jax.evaluation import jobs, metrics, run
 from cascade_jax.evaluation.networks import clip as clip_score
@@ -274,13 +274,10 @@ def test_eval_writes_pictures_records_metrics_and_reports_and_goes_on(model, her
     for number in range(3):
         image = np.random.default_rng(number).integers(0, 256, (9 + number, 12, 3), np.uint8)
         Image.fromarray(image).save(f"real/{number}.png")
-    flags = ["--model", model, "--captions", "captions.jsonl", "--timed", "1", "--batch", "1", "--out", "run"]
-    flags += [
-        "--methods",
-        "ar",
-        *(f"{name}=cascade:tree=full:2x1,tau_pos=-1,budget={x}" for name, x in (("loose", 0.9), ("tight", 0))),
-    ]
-    flags += ["--sampling", "guidance=1.5", "--clip", "c", "--inception", "i", "--reference", "real", "--square", "8"]
+    flags = ["--model", model, "--prompts", "captions.jsonl", "--timed", "1", "--batch", "1", "--out", "run"]
+    own = (f"{name}=cascade:tree=full:2x1,tau_pos=-1,budget={x}" for name, x in (("loose", 0.9), ("tight", 0)))
+    flags += ["--methods", ",".join(["ar", *own])]
+    flags += ["--guidance", "1.5", "--clip", "c", "--inception", "i", "--reference", "real", "--square", "8"]
     assert cli.main(["eval", *flags]) == 0
     out, err = capsys.readouterr()
     assert "9 pictures drawn" in out
@@ -336,16 +333,15 @@ BAD = {
     "count": (["--count", "0"], "count must be at least 1"),
     "timed": (["--timed", "-1"], "timed must be at least 0"),
     "no method": (["--methods", "warp"], "unknown method 'warp'"),
-    "twice": (["--methods", "ar", "ar"], "two methods are called ar: give one another name, as in other=ar"),
+    "twice": (["--methods", "ar,ar"], "two methods are called ar: give one another name, as in other=ar"),
     "setting": (["--methods", "eagle:budget=1"], "eagle does not take budget"),
-    "no number": (["--methods", "cascade:budget=high"], "high"),
-    "no setting": (["--methods", "cascade:budget"], "settings are NAME=VALUE, not 'budget'"),
-    "sampling": (["--sampling", "heat=2"], "unknown sampling settings: heat"),
-    "captions": (["--captions", "none.tsv"], "there is no prompts file none.tsv"),
+    "no number": (["--methods", "cascade:budget=high"], "budget takes a number, not 'high'"),
+    "no setting": (["--methods", "cascade:budget"], "settings are NAME=VALUE, not 'cascade:budget'"),
+    "captions": (["--prompts", "none.tsv"], "there is no prompts file none.tsv"),
     "reference": (["--inception", "i"], "FID needs both --inception and --reference"),
     "square": (["--square", "8"], "--square is about the pictures of --reference"),
     "label": (["--methods", "../x=ar"], "a label names a folder"),
-    "number": (["--sampling", "guidance=high"], "guidance takes a number, not 'high'"),
+    "number": (["--guidance", "high"], "--guidance takes a number, not 'high'"),
     "mesh": (["--mesh", "data=x"], "a mesh is given as"),
     "process": (["--process", "1"], "--coordinator, --processes and --process go together"),
 }
@@ -363,14 +359,16 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, message, model, here, ca
 
 def test_a_caption_that_cannot_be_read_is_named(model, here, capsys):
     pathlib.Path("captions.txt").write_text("a red ball\na red zebra\n")
-    assert cli.main(["eval", "--model", model, "--captions", "captions.txt"]) == 2
+    assert cli.main(["eval", "--model", model, "--prompts", "captions.txt"]) == 2
     assert "captions.txt, line 2, 'a red zebra': unknown word zebra" in capsys.readouterr().err
     assert [path.name for path in here.iterdir()] == ["captions.txt"]
 
 
 def test_methods_are_read_with_labels_and_settings():
-    assert eval_commands.parse_methods(("ar", "loose=cascade:tau_pos=0.7,ledger=coupled", "gsd:group=9")) == {
+    parts = ("ar", "loose=cascade:tau_pos=0.7", "ledger=coupled", "gsd:group=9", "tree=chain:4", "plain=eagle")
+    assert evaluate.parse_methods(parts) == {
         "ar": ("ar", {}),
         "loose": ("cascade", {"tau_pos": 0.7, "ledger": "coupled"}),
-        "gsd": ("gsd", {"group": 9}),
+        "gsd": ("gsd", {"group": 9, "tree": "chain:4"}),
+        "plain": ("eagle", {}),
     }

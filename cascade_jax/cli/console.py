@@ -4,7 +4,6 @@ import contextlib
 import os
 import pathlib
 import re
-import signal
 import sys
 import time
 
@@ -24,24 +23,6 @@ def bad_input():
         raise BadInput(one_line(error)) from error
 
 
-@contextlib.contextmanager
-def terminable():
-    """Lets a polite kill (SIGTERM) end the block like an interrupt, so that what it has half done is taken away."""
-
-    def interrupt(*_):
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def one_line(error: Exception) -> str:
     """An error's message."""
     return " ".join(str(error).split()) or type(error).__name__
@@ -50,6 +31,12 @@ def one_line(error: Exception) -> str:
 def say(text: str) -> None:
     """Prints to stderr: stdout is for results."""
     print(text, file=sys.stderr, flush=True)
+
+
+def step(text: str) -> None:
+    """Says what is done next, or was done. Whoever says so is at a safe place: it ends what was interrupted."""
+    interrupts.check()
+    say(text)
 
 
 def show(*renderables) -> None:
@@ -61,8 +48,8 @@ def show(*renderables) -> None:
         console.print(renderable)
 
 
-def usage_error(text: str) -> str:
-    """tyro's box as one line: what is wrong, what there is instead, and where to find help."""
+def usage_error(text: str, help_command: str) -> str:
+    """tyro's box as one line: what is wrong, and where to find help."""
     rows = [re.sub(r"\x1b\[[0-9;]*m", "", row).strip("│╭╰╮╯ ") for row in text.splitlines()[1:]]
     paragraphs = [""]
     for row in rows:
@@ -70,15 +57,15 @@ def usage_error(text: str) -> str:
             paragraphs.append("")
         else:
             paragraphs[-1] += f" {row}"
-    what, *rest = [" ".join(paragraph.split()) for paragraph in paragraphs if paragraph] or [text]
+    what = next((" ".join(paragraph.split()) for paragraph in paragraphs if paragraph), text)
     number = r"Error parsing (\S+): (?:no type .* from \[(.*)\]\.?|(?:invalid literal|could not convert) .*: (.*))"
     if wrong := re.fullmatch(number, what):
         what = f"{wrong[1]} takes a number, not {wrong[2] or wrong[3]}"
         if wrong[3] and "int()" in text:
             what = what.replace("a number", "a whole number")
-    instead = "".join(f". {paragraph}" for paragraph in rest if paragraph.startswith("Available subcommands"))
-    help_command = re.search(r"cascade-jax[\w -]*--help", " ".join(rest))
-    return f"{what.rstrip('.')}{instead} (see {help_command[0] if help_command else 'cascade-jax --help'})"
+    elif listed := re.fullmatch(r"Error parsing (\S+): (takes .*)", what):
+        what = f"{listed[1]} {listed[2]}"
+    return f"{what.rstrip('.')} (see {help_command})"
 
 
 def set_up() -> None:
@@ -117,11 +104,20 @@ class CompileClock:
 
     def __init__(self):
         self.fresh = 0.0
+        self._since = time.time()
         self._spans: list[tuple[float, float]] = []
 
     @property
     def seconds(self) -> float:
         return sum(end - begin for begin, end in self._spans)
+
+    def stored(self) -> pathlib.Path | None:
+        """Where programs that were compiled meanwhile are kept; None if none could be written there."""
+        folder = cache_folder()
+        with contextlib.suppress(OSError):
+            if any(file.stat().st_mtime >= self._since - 1 for file in os.scandir(folder)):
+                return folder
+        return None
 
     def __enter__(self):
         import jax

@@ -2,15 +2,16 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
-import re
 from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from cascade_jax.cli import console
-from cascade_jax.cli.scale import check_dtype
+from cascade_jax import methods
+from cascade_jax.cli import console, flags
+from cascade_jax.cli.command import Command
 
 _DEVICES = "(default: the device's)"
 
@@ -19,15 +20,15 @@ _DEVICES = "(default: the device's)"
 class Assumed:
     """What the model of time assumes of a device."""
 
-    launch: Annotated[float | None, arg(metavar="US", help_behavior_hint=_DEVICES)] = None
+    launch: Annotated[float | None, flags.hint("US", _DEVICES)] = None
     """microseconds that every kernel costs beside its work"""
-    bandwidth: Annotated[float | None, arg(metavar="GB/S", help_behavior_hint=_DEVICES)] = None
+    bandwidth: Annotated[float | None, flags.hint("GB/S", _DEVICES)] = None
     """of its memory, in gigabytes a second"""
-    matmul: Annotated[float | None, arg(metavar="TFLOPS", help_behavior_hint=_DEVICES)] = None
+    matmul: Annotated[float | None, flags.hint("TFLOPS", _DEVICES)] = None
     """products in bfloat16, in 10^12 operations a second"""
-    link: Annotated[float | None, arg(metavar="GB/S", help_behavior_hint=_DEVICES)] = None
+    link: Annotated[float | None, flags.hint("GB/S", _DEVICES)] = None
     """to other devices, in gigabytes a second"""
-    exchange: Annotated[float | None, arg(metavar="US", help_behavior_hint=_DEVICES)] = None
+    exchange: Annotated[float | None, flags.hint("US", _DEVICES)] = None
     """microseconds that every exchange with other devices costs beside its bytes"""
 
     def check(self) -> None:
@@ -44,59 +45,65 @@ class Assumed:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
-    """Compile for devices that are not there: does it fit, kernels and bytes, and the modelled time of a picture."""
+class Plan(Command):
+    """Parameters are shapes only, so nothing has to fit here."""
 
-    device: Annotated[str, arg(metavar="A,B,C")]
+    device: flags.commas()
     """h100, h200, a100, b200, v5e, v5p, v6e; with a topology as v5e:2x2 or h100:8"""
     model: Annotated[str, arg(metavar="MODEL")] = "scenes"
     """scenes, or the folder of a converted model"""
-    shapes: Annotated[str | None, arg(metavar="A,B,C", help_behavior_hint="")] = None
+    shapes: flags.commas(default="") = ()
     """instead of a model, published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b"""
-    method: Annotated[str, arg(metavar="A,B,C")] = "ar,cascade"
+    method: flags.commas() = (methods.AR, methods.CASCADE)
     """methods; speedups are against ar"""
-    batch: Annotated[str, arg(metavar="N,N,...")] = "1"
+    batch: flags.commas(int, "N,N,...") = (1,)
     """pictures drawn at once"""
-    mesh: Annotated[str | None, arg(metavar="data=D,model=M", help_behavior_hint="(default: one device)")] = None
+    mesh: Annotated[str | None, flags.hint("data=D,model=M", "(default: one device)")] = None
     """divide prompts over D and the model over M devices"""
-    alpha: Annotated[float | None, arg(metavar="X", help_behavior_hint="")] = None
+    alpha: Annotated[float | None, flags.hint("X")] = None
     """accepted drafts a step, for the time of a picture and the speedup"""
     dtype: Annotated[str, arg(metavar="float32|bfloat16")] = "bfloat16"
     """of the weights"""
-    programs: Annotated[str, arg(metavar="A,B,C")] = "prefill,step,loop,pixels"
+    programs: flags.commas() = ("prefill", "step", "loop", "pixels")
     """what to compile; step alone is quickest"""
-    json: bool = False
+    json: flags.Json = False
     """print the plans as JSON, and nothing else"""
-    out: Annotated[pathlib.Path | None, arg(metavar="DIR", help_behavior_hint="")] = None
+    out: Annotated[pathlib.Path | None, flags.hint("DIR")] = None
     """receives a page and a JSON file for every model and device, and README.md with all that is there"""
-    assumed: OmitArgPrefixes[Assumed] = Assumed()
+    assumed: Annotated[OmitArgPrefixes[Assumed], arg(name="assumption")] = Assumed()
 
-    def run(self, command: str) -> None:
-        with console.bad_input():
-            check_dtype(self.dtype)
-            self.assumed.check()
-            if not re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", self.batch):
-                raise ValueError(f"batch is a list of sizes such as 1,8, not {self.batch!r}")
-            if self.alpha is not None and not 0 <= self.alpha < float("inf"):
-                raise ValueError(f"alpha must be at least 0, not {self.alpha}")
-            from cascade_jax import files
-            from cascade_jax import mesh as meshes
-            from cascade_jax.measure.plan import PROGRAMS, describe
+    def check(self):
+        flags.one_of("dtype", self.dtype, ("float32", "bfloat16"))
+        self.assumed.check()
+        flags.at_least(1, batch=min(self.batch, default=0))
+        if self.alpha is not None and not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"alpha must be at least 0, not {self.alpha}")
+        flags.names(self.method)
+        from cascade_jax import files
+        from cascade_jax import mesh as meshes
+        from cascade_jax.measure.plan import PROGRAMS, describe
 
-            for name in self.programs.split(","):
-                if name not in PROGRAMS:
-                    raise ValueError(f"unknown program {name!r}; known: {', '.join(PROGRAMS)}")
-            sizes = self.mesh and meshes.parse(self.mesh)
-            devices = [
-                describe(name, sizes["data"] * sizes["model"] if sizes else 1) for name in self.device.split(",")
-            ]
-            if self.out is not None:
-                files.check_folder(self.out)
-            with compile_only():
-                bundles = self._bundles()
+        for name in self.programs:
+            if name not in PROGRAMS:
+                raise ValueError(f"unknown program {name!r}; known: {', '.join(PROGRAMS)}")
+        sizes = self.mesh and meshes.parse(self.mesh)
+        devices = [describe(name, sizes["data"] * sizes["model"] if sizes else 1) for name in self.device]
+        if self.out is not None:
+            files.check_folder(self.out)
+        return devices, sizes
+
+    def owns(self) -> pathlib.Path | None:
+        return self.out
+
+    def load(self, checked):
+        with compile_only():
+            return self._bundles(), *checked
+
+    def run(self, loaded, line) -> None:
+        bundles, devices, sizes = loaded
         with compile_only():
             plans = [self._plan(name, bundle, device, sizes) for name, bundle in bundles.items() for device in devices]
-        self._report(plans, command)
+        self._report(plans, line)
 
     def _bundles(self) -> dict:
         """Models by name, shapes in place of parameters."""
@@ -104,8 +111,8 @@ class Plan:
         from cascade_jax import pipeline
         from cascade_jax.measure import shapes
 
-        if self.shapes is not None:
-            return {name: bundles.abstract(shapes.config_of(name), self.dtype) for name in self.shapes.split(",")}
+        if self.shapes:
+            return {name: bundles.abstract(shapes.config_of(name), self.dtype) for name in self.shapes}
         config = bundles.read_config(pipeline.folder(self.model))
         return {self.model: bundles.abstract(config, self.dtype)}
 
@@ -114,19 +121,16 @@ class Plan:
 
         with console.bad_input():
             return plan(
-                bundle, device, list(dict.fromkeys(self.method.split(","))), name=name, mesh=sizes, alpha=self.alpha,
-                batches=[int(size) for size in dict.fromkeys(self.batch.split(","))],
-                roofline=self.assumed.over(device.roofline), progress=console.say,
-                programs=[program for program in PROGRAMS if program in self.programs.split(",")],
+                bundle, device, flags.names(self.method), name=name, mesh=sizes, alpha=self.alpha,
+                batches=list(dict.fromkeys(self.batch)), roofline=self.assumed.over(device.roofline),
+                progress=console.step, programs=[program for program in PROGRAMS if program in self.programs],
             )  # fmt: skip
 
-    def _report(self, plans: list, command: str) -> None:
-        import json
-
+    def _report(self, plans: list, line: str) -> None:
         from cascade_jax.measure.plan import report
 
         if self.out is not None:
-            report.write(self.out, plans, command)
+            report.write(self.out, plans, line)
         if self.json:
             print(json.dumps([plan.json() for plan in plans], indent=2, ensure_ascii=False))
         else:
@@ -135,12 +139,12 @@ class Plan:
                 console.show(*report.tables(plan))
         if self.out is not None and not self.json:
             print(f"written to {self.out}: {', '.join(f'{report.page(plan)}.md' for plan in plans)}")
-        lines = [f"{report.title(plan)}: {line}" for plan in plans for line in report.misfits(plan)]
-        if lines:
+        misfits = [f"{report.title(plan)}: {line}" for plan in plans for line in report.misfits(plan)]
+        if misfits:
             cases = sum(len(plan.cases) for plan in plans)
-            what = "; ".join(lines)
+            what = "; ".join(misfits)
             raise console.BadInput(
-                f"{len(lines)} of {cases} do not fit: {what}; try a smaller batch, or --mesh with more model="
+                f"{len(misfits)} of {cases} do not fit: {what}; try a smaller batch, or --mesh with more model="
             )
 
 

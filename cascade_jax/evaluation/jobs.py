@@ -31,8 +31,13 @@ from cascade_jax.sampling import Sampling
 JOB, REPORT = "job.json", "report.json"
 
 
-def join(coordinator: str | None, processes: int | None, process: int | None) -> tuple[int, int]:
+def join(
+    coordinator: str | None, processes: int | None, process: int | None, recoverable: bool = True
+) -> tuple[int, int]:
     """Meets the other processes; must come before anything else asks JAX for a device. All None: as the cluster says.
+
+    Args:
+      recoverable: whether one may die and come back while the others go on.
 
     Returns:
       This process's number, and how many there are.
@@ -40,7 +45,7 @@ def join(coordinator: str | None, processes: int | None, process: int | None) ->
     Raises:
       ValueError: if they cannot meet.
     """
-    jax.config.update("jax_enable_recoverability", True)
+    jax.config.update("jax_enable_recoverability", recoverable)
     try:
         with interrupts.kept():
             jax.distributed.initialize(coordinator, processes, process)

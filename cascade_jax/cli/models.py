@@ -8,107 +8,138 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from cascade_jax.cli import console
+from cascade_jax import interrupts
+from cascade_jax.cli import console, flags
+from cascade_jax.cli.command import Command
 
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
+_TYPES = {"float32": "fp32", "bfloat16": "bf16", "stored": "stored"}  # as flags and the converters call them
+
+
+def _types(default: str) -> Any:
+    return Annotated[str | None, flags.hint("|".join(_TYPES), default)]
 
 
 @dataclasses.dataclass(frozen=True)
-class Convert:
-    """Turn published PyTorch checkpoints into a model that the other commands load."""
+class Convert(Command):
+    """What is what is told from the files' tensors."""
 
     family: Annotated[Positional[str], arg(metavar="FAMILY")]
     """llamagen, lumina-mgpt, anole, janus; clip or inception, which measure pictures; or auto, to go by the files"""
-    paths: Annotated[Positional[tuple[pathlib.Path, ...]], arg(metavar="SOURCE... DEST", help_behavior_hint="")] = ()
+    paths: Annotated[Positional[tuple[pathlib.Path, ...]], flags.hint("SOURCE... DEST")] = ()
     """files and folders as downloaded, in any order: the model, its picture tokenizer, its text encoder, a drafter; and
     last the folder to write"""
-    dtype: Annotated[str | None, arg(metavar="bf16|fp32|stored", help_behavior_hint="(default: bf16 from 3B on)")] = (
-        None
-    )
+    dtype: _types("(default: bfloat16 from 3B on)") = None
     """of the weights; picture tokenizers and what measures pictures keep their own"""
-    pixels: Annotated[int | None, arg(metavar="N", help_behavior_hint="(default: from the files)")] = None
+    pixels: Annotated[int | None, flags.hint("N", "(default: from the files)")] = None
     """side of the pictures, where neither the files nor their names say it"""
 
-    def run(self, command: str) -> None:
-        with console.bad_input():
-            if len(self.paths) < 2:
-                raise ValueError("convert takes FAMILY SOURCE... DEST: name at least one file and where to write")
-            from checkpoints_convert import convert
+    def check(self):
+        if len(self.paths) < 2:
+            raise ValueError("convert takes FAMILY SOURCE... DEST: name at least one file and where to write")
+        flags.one_of("dtype", self.dtype, (None, *_TYPES))
+
+    def owns(self) -> pathlib.Path:
+        return self.paths[-1]
+
+    def run(self, loaded, line) -> None:
+        from checkpoints_convert import convert
+
         *sources, destination = self.paths
-        with console.bad_input(), console.terminable(), console.bar("converting") as progress:
+        with console.bad_input(), console.bar("converting") as progress:
             convert(
-                self.family, sources, destination, dtype=self.dtype, pixels=self.pixels, say=console.say,
+                self.family, sources, destination, dtype=_TYPES.get(self.dtype), pixels=self.pixels, say=console.say,
                 progress=progress,
             )  # fmt: skip
         print(f"converted: {destination}")
 
+    def kept(self) -> str:
+        return "nothing was written"
+
 
 @dataclasses.dataclass(frozen=True)
-class Info:
-    """Print what a model is: family, sizes, layout, sampling defaults, where its weights come from."""
+class Info(Command):
+    """Of models that draw, and of those that measure pictures."""
 
     model: Model = "scenes"
     """scenes, or the folder of a converted model"""
-    json: bool = False
+    json: flags.Json = False
     """print it as JSON"""
 
-    def run(self, command: str) -> None:
-        with console.bad_input():
-            from cascade_jax import bundle, pipeline
+    def load(self, checked):
+        from cascade_jax import bundle, pipeline
 
-            directory = pipeline.folder(self.model)
-            config = bundle.read_any_config(directory)
-            found = describe(config, bundle.stored(directory))
-            found["neighbours"] = _width(directory / bundle.NEIGHBOURS)
-        print(json.dumps(found, indent=2) if self.json else "\n".join(_lines(found)))
+        directory = pipeline.folder(self.model)
+        found = describe(bundle.read_any_config(directory), bundle.stored(directory))
+        return found | {"neighbours": _width(directory / bundle.NEIGHBOURS)}
+
+    def run(self, loaded, line) -> None:
+        print(json.dumps(loaded, indent=2) if self.json else "\n".join(_lines(loaded)))
 
 
 @dataclasses.dataclass(frozen=True)
-class Merge:
-    """Put a drafter into a model; one that it has is replaced."""
+class Merge(Command):
+    """A drafter as it was downloaded, or trained here."""
 
     model: Model
     """the folder of a converted model"""
-    drafter: Annotated[pathlib.Path, arg(metavar="DIR")]
+    drafter: flags.Out
     """the drafter as downloaded, config.json and its weights; or a run of `train`"""
-    dtype: Annotated[str | None, arg(metavar="bf16|fp32|stored", help_behavior_hint="(default: as stored)")] = None
+    dtype: _types("(default: as stored)") = None
     """of the drafter's weights"""
 
-    def run(self, command: str) -> None:
-        with console.bad_input(), console.terminable():
-            _check_own(self.model)
-            from cascade_jax.training import run
+    def check(self):
+        flags.one_of("dtype", self.dtype, (None, *_TYPES))
+        _check_own(self.model)
 
+    def owns(self) -> pathlib.Path:
+        return pathlib.Path(self.model)
+
+    def run(self, loaded, line) -> None:
+        from cascade_jax.training import run
+
+        with console.bad_input():
             if run.is_run(self.drafter):
-                run.merge(self.model, self.drafter, dtype=_type(self.dtype))
+                # Trained in float32; bfloat16 is how drafters are published.
+                dtype = {None: "bfloat16", "stored": "float32"}.get(self.dtype, self.dtype)
+                run.merge(self.model, self.drafter, dtype=dtype)
             else:
                 from checkpoints_convert import merge
 
-                merge(self.model, self.drafter, dtype=self.dtype, say=console.say)
+                interrupts.check()
+                merge(self.model, self.drafter, dtype=_TYPES.get(self.dtype), say=console.say)
         print(f"merged: {self.model}")
 
 
 @dataclasses.dataclass(frozen=True)
-class Neighbours:
-    """Store LANTERN's table: for every code of a model's picture tokenizer the codes nearest to it."""
+class Neighbours(Command):
+    """Methods make it anew in every run otherwise."""
 
     model: Model
     """the folder of a converted model"""
-    k: Annotated[int, arg(metavar="N")] = 1000
+    k: flags.Count = 1000
     """neighbours of a code"""
 
-    def run(self, command: str) -> None:
-        console.set_up()
-        with console.bad_input():
-            _check_own(self.model)
-            from cascade_jax import bundle, rules
+    def check(self):
+        _check_own(self.model)
 
-            config = bundle.read_config(self.model)
-            if not 1 <= self.k < config.vq.codebook_size:
-                raise ValueError(f"k must be between 1 and {config.vq.codebook_size - 1}, not {self.k}")
-            codebook = bundle.load(self.model).merged("vq").raw_codebook()
+    def owns(self) -> pathlib.Path:
+        return pathlib.Path(self.model)
+
+    def load(self, checked):
+        from cascade_jax import bundle
+
+        config = bundle.read_config(self.model)
+        if not 1 <= self.k < config.vq.codebook_size:
+            raise ValueError(f"k must be between 1 and {config.vq.codebook_size - 1}, not {self.k}")
+        return bundle.load(self.model).merged("vq").raw_codebook()
+
+    def run(self, codebook, line) -> None:
+        from cascade_jax import bundle, rules
+
+        with console.bad_input():
             bundle.save_neighbours(self.model, rules.nearest_codes(codebook, self.k))
-        print(f"stored: {pathlib.Path(self.model) / bundle.NEIGHBOURS}, {config.vq.codebook_size} x {self.k}")
+        print(f"stored: {pathlib.Path(self.model) / bundle.NEIGHBOURS}, {len(codebook)} x {self.k}")
 
 
 def _check_own(model: str) -> None:
@@ -120,14 +151,6 @@ def _check_own(model: str) -> None:
             f"scenes is embedded in the package, which is not written to: copy it (cp -r {pipeline.SCENES} my-scenes) "
             "and name the copy"
         )
-
-
-def _type(name: str | None):
-    """The type that a trained drafter is stored as; float32 is how it was trained."""
-    types = {None: "bfloat16", "bf16": "bfloat16", "fp32": "float32", "stored": "float32"}
-    if name not in types:
-        raise ValueError(f"unknown dtype {name!r}; known: bf16, fp32, stored")
-    return types[name]
 
 
 def describe(config, arrays: dict[str, Any]) -> dict[str, Any]:

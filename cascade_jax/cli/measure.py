@@ -1,0 +1,138 @@
+"""Commands that measure speed: bench, tune-tree."""
+
+import dataclasses
+import pathlib
+from types import SimpleNamespace
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, arg
+
+from cascade_jax import methods
+from cascade_jax.cli import console, flags
+from cascade_jax.cli.command import Command
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench(Command):
+    """Of a model, or of random weights of a published model's sizes."""
+
+    shapes: Annotated[str | None, flags.hint("SHAPES")] = None
+    """instead of a model, random weights of published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b"""
+    alpha: Annotated[float | None, flags.hint("X")] = None
+    """project the time of whole pictures for this many accepted drafts a step, which random weights do not reach"""
+    batch: flags.commas(int, "N,N,...") = (1, 2, 4, 8, 16)
+    """batch sizes"""
+    method: flags.Method = methods.CASCADE
+    steps: flags.Count = 16
+    """steps to time"""
+    repeats: flags.Count = 5
+    """how often everything is timed"""
+    out: flags.Out = pathlib.Path("bench")
+    """receives bench.json and bench.md"""
+    model: OmitArgPrefixes[flags.Model] = flags.Model()
+    settings: Annotated[OmitArgPrefixes[flags.Settings], arg(name="method")] = flags.Settings()
+
+    def check(self):
+        flags.at_least(1, steps=self.steps, repeats=self.repeats, batch=min(self.batch, default=0))
+        if self.alpha is not None and not 0 <= self.alpha < float("inf"):
+            raise ValueError(f"alpha must be at least 0, not {self.alpha}")
+        methods.check_name(self.method)
+        self.model.check()
+        from cascade_jax import files
+
+        files.check_folder(self.out)
+
+    def owns(self) -> pathlib.Path:
+        return self.out
+
+    def load(self, checked):
+        from cascade_jax.measure import bench, shapes
+        from cascade_jax.scenes import data
+
+        bundle = self.model.load() if self.shapes is None else shapes.random_bundle(self.shapes, self.model.dtype)
+        if bundle.config.text == "scenes":
+            prompts = bundle.encode(data.random_captions(max(self.batch), 0))
+        else:
+            prompts = shapes.blank(bundle, max(self.batch))
+        method = self.settings.method(bundle, self.method)
+        bench.check_tree(method)
+        return SimpleNamespace(bundle=bundle, prompts=prompts, method=method)
+
+    def run(self, loaded, line) -> None:
+        from cascade_jax.measure import bench, report
+
+        with console.CompileClock() as compiling:
+            result = bench.bench(
+                loaded.bundle, loaded.method, loaded.prompts, name=self.shapes or self.model.name,
+                batches=list(self.batch), steps=self.steps, repeats=self.repeats, whole=self.shapes is None,
+                alpha=self.alpha, progress=console.step,
+            )  # fmt: skip
+        result["report"]["compile_seconds"] = compiling.seconds
+        report.write(self.out, result, line)
+        console.show(*report.tables(result))
+        print(f"written to {self.out}: bench.json, bench.md")
+
+    def kept(self) -> str:
+        return "nothing was written"
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneTree(Command):
+    """Trees are measured on this machine, and used on machines of its kind."""
+
+    method: flags.Method = methods.CASCADE
+    prompts: Annotated[pathlib.Path | None, flags.hint("FILE", "(default: random scenes)")] = None
+    """sample prompts, one a line"""
+    count: flags.Count = 8
+    """prompts to measure acceptance on"""
+    most_drafts: flags.Count = 64
+    """size of the largest tree"""
+    most_depth: flags.Count = 8
+    """depth of the deepest"""
+    steps: flags.Count = 32
+    """steps to time a tree with"""
+    repeats: flags.Count = 5
+    """how often"""
+    seed: flags.Seed = 0
+    """of the captions and the pictures"""
+    model: OmitArgPrefixes[flags.Model] = flags.Model()
+
+    def check(self):
+        for name in ("count", "most_drafts", "most_depth", "steps", "repeats"):
+            flags.at_least(1, **{name: getattr(self, name)})
+        methods.check_name(self.method)
+        if not methods.tunable(self.method):
+            raise ValueError(f"tune-tree takes a method that drafts on a static tree, not {self.method}")
+        self.model.check()
+        from cascade_jax import bundle, files, pipeline
+        from cascade_jax.text import captions
+
+        files.check_file(pipeline.folder(self.model.name) / bundle.TREES)
+        return None if self.prompts is None else captions.read(self.prompts)
+
+    def load(self, given):
+        from cascade_jax.measure import tune
+
+        bundle = self.model.load()
+        count = self.count if given is None else min(self.count, len(given))
+        texts = flags.texts(bundle, given, self.prompts, count, self.seed)
+        flags.drawable(bundle, self.method, {})
+        bundle.program(tune.EAGLE_25)
+        return bundle, bundle.encode(texts)
+
+    def run(self, loaded, line) -> None:
+        from cascade_jax import bundle as bundles
+        from cascade_jax import pipeline
+        from cascade_jax.measure import tune
+
+        (bundle, prompts), folder = loaded, pipeline.folder(self.model.name)
+        found = tune.tune(
+            bundle, self.method, prompts, seed=self.seed, most_drafts=self.most_drafts, most_depth=self.most_depth,
+            steps=self.steps, repeats=self.repeats, progress=console.step,
+        )  # fmt: skip
+        bundles.save_tree(folder, found["device"], self.method, found)
+        console.show(tune.table(found))
+        print(f"stored: {folder / bundles.TREES}, for {self.method} on {found['device']}: {found['tree']}")
+
+    def kept(self) -> str:
+        return "nothing was stored"
