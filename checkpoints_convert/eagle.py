@@ -8,7 +8,6 @@ import numpy as np
 from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.drafters.eagle3 import Eagle3Config, layers_read
 from cascade_jax.models.chameleon import ChameleonConfig
-from cascade_jax.models.janus import JanusConfig
 from cascade_jax.models.llamagen import LlamaGenConfig
 from cascade_jax.models.transformer import BlockConfig
 from checkpoints_convert import llama
@@ -63,14 +62,11 @@ def _table(source: Source, known: Known, target: Any) -> int | None:
     if "embed_tokens.weight" not in source.tensors:
         return None
     rows = source.shape("embed_tokens.weight")[0]
-    # Janus-Pro's codes have an embedding of their own; the others' stand in the table of all tokens
-    need, what = (target.codebook_size, "codes") if isinstance(target, JanusConfig) else (target.vocab_size, "tokens")
+    need = target.table_rows
     if rows < need:
-        raise ConvertError(f"the drafter {source.path} has an embedding of {rows} {what}, and the target has {need}")
+        raise ConvertError(f"the drafter {source.path} has an embedding of {rows} tokens, and the target has {need}")
     if rows > need:
-        known.say(
-            f"warning: {source.path} has an embedding of {rows} rows: its first {need} stand for the target's {what}"
-        )
+        known.say(f"warning: {source.path} has an embedding of {rows} rows: the first {need} are the target's tokens")
     return rows
 
 

@@ -60,12 +60,14 @@ def check_settings(source: Source, settings: Mapping[str, Any], prefix: str, dim
     Raises:
       ConvertError: if config.json contradicts the tensors, or asks for another activation or rotary embedding.
     """
+    if dim % heads or dim // heads % 2:
+        raise ConvertError(f"{source.path}: {heads} heads do not share a width of {dim} in pairs")
     source.check_settings(
         settings,
         num_hidden_layers=layers(source, prefix),
         hidden_size=dim,
         intermediate_size=source.shape(f"{prefix}.0.mlp.gate_proj.weight")[0],
-        head_dim=dim // heads if heads and dim % heads == 0 else None,
+        head_dim=dim // heads,
     )
     check_kind(source, settings)
 

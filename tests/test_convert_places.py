@@ -75,6 +75,8 @@ def test_a_blob_is_the_file_that_links_to_it(home, tmp_path):
     assert source.path.name == "model.safetensors" and source.settings["block_size"] == published.TOKENS
     shutil.rmtree(place / "snapshots")
     assert sources.open_source(weights).tensors.keys() == source.tensors.keys()  # by what is in it
+    pickled = shutil.copy(home / "t2i_XL_stage1_256.pt", tmp_path / "4d7a214614ab2935")
+    assert planned(llamagen.ORIGINAL, sources.open_source(pickled), KNOWN).config.dim == published.DIM
 
 
 def test_a_name_tells_a_size_only_as_a_word_and_a_revision_tells_none(tmp_path):

@@ -43,6 +43,7 @@ class TargetConfig(Protocol):
       layout: what may stand where among them; None: any code.
       condition_slots: slots in front of the first drawn token; of text, whose length varies, as many as are reckoned
         with where memory is planned.
+      table_rows: of a table that a drafter embeds tokens by, among which `Target.table_row` chooses.
       picture_places: what a drafter is told of the rotary embedding: {"grid", "condition_slots"} of a picture of codes
         in rows and columns, see `EagleConfig`; nothing where tokens stand in one line.
     """
@@ -65,6 +66,9 @@ class TargetConfig(Protocol):
 
     @property
     def condition_slots(self) -> int: ...
+
+    @property
+    def table_rows(self) -> int: ...
 
     @property
     def picture_places(self) -> dict[str, int]: ...

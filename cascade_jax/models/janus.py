@@ -75,6 +75,11 @@ class JanusConfig:
         return LONG_PROMPT
 
     @property
+    def table_rows(self) -> int:
+        """Rows of a table that a drafter embeds tokens by, see `table_row`."""
+        return self.codebook_size
+
+    @property
     def picture_places(self) -> dict[str, int]:
         """Codes follow the text in one line."""
         return {}

@@ -89,6 +89,11 @@ class LlamaGenConfig:
         return self.condition_tokens
 
     @property
+    def table_rows(self) -> int:
+        """Rows of a table that a drafter embeds tokens by, see `table_row`."""
+        return self.vocab_size
+
+    @property
     def picture_places(self) -> dict[str, int]:
         """The drafter's codes stand in rows and columns too, one slot earlier."""
         return {"grid": self.grid, "condition_slots": self.condition_tokens - 1}
