@@ -84,7 +84,7 @@ def plan(
             found = tuple(source.tensors[name].shape for name in step.names)
             try:
                 made = transformed_shape(step.transform, found)
-            except ValueError:
+            except (ArithmeticError, IndexError, TypeError, ValueError):  # it has not even as many axes
                 made = None
             if made != shape:
                 misshapen.append(
@@ -112,7 +112,8 @@ def make(step: Step, tensors: Mapping[str, Tensor]) -> np.ndarray:
 
 @functools.cache
 def transformed_shape(transform: Transform, shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
-    """The shape of a transform's result. Raises a ValueError where it does not take tensors of these shapes."""
+    """The shape of a transform's result. Raises whatever NumPy raises where it does not take tensors of these
+    shapes."""
     # One byte each, repeated: all but stacking transforms take no memory.
     return transform(*(np.broadcast_to(np.int8(0), shape) for shape in shapes)).shape
 

@@ -166,6 +166,14 @@ def test_tensors_that_are_no_weights_are_named_with_the_reason(kind, tmp_path):
     assert UNUSABLE[kind] in str(error.value)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (1, 1, 1), (2, 3, 4, 5)])
+def test_tensors_of_any_shape_are_misshapen_and_nothing_worse(shape, tmp_path):
+    for i, name in enumerate(("layers.0.attention.wqkv.weight", "layers.0.feed_forward.w1.weight", "output.weight")):
+        tensors = published.llamagen() | {name: np.zeros(shape, np.float32)}
+        with pytest.raises(ConvertError, match="1 misshapen: "):
+            _planned(published.write_pickle(tmp_path / f"{i}.pt", tensors))
+
+
 def test_complex_numbers_are_no_weights_in_safetensors_either_and_unknown_types_are_named(tmp_path):
     tensors = {name: torch.from_numpy(value) for name, value in published.llamagen().items()}
     save_torch(tensors | {"norm.weight": torch.ones(published.DIM, dtype=torch.complex64)}, tmp_path / "x.safetensors")
