@@ -97,6 +97,18 @@ ENTRY %main (i: s32[], x: f32[2]) -> f32[64] {
     assert [k.name for k in kernels(program, "cuda")] == ["c", "d"]
 
 
+def test_what_a_custom_call_updates_in_place_is_not_counted():
+    program = """ENTRY %main (cache: f32[512], row: f32[4]) -> (f32[512], s32[2]) {
+  %cache = f32[512]{0} parameter(0)
+  %row = f32[4]{0} parameter(1)
+  ROOT %c = (f32[512]{0}, s32[2]{0}) custom-call(%row, %cache), custom_call_target="write", ALIASES
+}
+"""
+    aliases = "output_to_operand_aliasing={{0}: (1, {})}"
+    (found,) = kernels(program.replace("ALIASES", aliases), "cuda")
+    assert (found.operation, found.bytes) == ("write", 4 * 4 + 2 * 4)
+
+
 @pytest.mark.parametrize(
     ("shape", "bytes_"),
     [("bf16[2,8]{1,0}", 32), ("(f32[3], s32[]{:T(128)})", 16), ("s4[3]{0}", 2), ("f8e4m3fn[4]", 4), ("pred[5]", 5)],

@@ -1,10 +1,14 @@
 """The script that holds PyTorch against this project times two implementations of the same function."""
 
 import importlib.util
+import json
 import pathlib
 
+import jax
 import pytest
 import tiny_bundles
+
+from cascade_jax.models.transformer import output_major
 
 SCRIPT = pathlib.Path(__file__).parents[1] / "scripts" / "peer.py"
 
@@ -23,8 +27,25 @@ def test_both_sides_give_the_same_features(family, peer):
     assert peer.difference(tiny_bundles.bundle(family)) < 1e-4
 
 
+def test_kernels_that_lie_output_major_are_copied_too(peer):
+    """As they do in float32 on a CPU from a million numbers on."""
+    model = tiny_bundles.bundle("janus")
+    kernel = lambda path, x: output_major(x) if x.ndim > 1 and "kernel" in jax.tree_util.keystr(path) else x
+    model.params["target"] = jax.tree_util.tree_map_with_path(kernel, model.params["target"])
+    assert peer.difference(model) < 1e-4
+
+
+def test_the_script_runs_and_leaves_its_report(peer, monkeypatch, tmp_path):
+    monkeypatch.setitem(peer.shapes.SHAPES, "janus-pro-7b", ("janus", tiny_bundles.JANUS))
+    flags = ["--shapes", "janus-pro-7b", "--dtype", "float32", "--steps", "1", "--repeats", "1", "--eager"]
+    assert peer.main([*flags, "--out", str(tmp_path / "peer")]) == 0
+    result = json.loads((tmp_path / "peer" / "peer.json").read_text())
+    assert result["seconds"].keys() == {"cascade_jax", "eager"}
+    assert "took\nturns; medians" in (tmp_path / "peer" / "peer.md").read_text()
+
+
 def test_steps_of_both_sides_are_timed_and_reported(peer, monkeypatch):
-    monkeypatch.setattr(peer.parts, "step_times", lambda *_: [0.5])
+    monkeypatch.setattr(peer.parts, "step_times", lambda *_, **__: [0.5])
     result = peer.compare(tiny_bundles.bundle("janus"), "tiny", steps=2, repeats=1, compiled=False)
     assert result["seconds"]["eager"] > 0
     assert result["ratios"]["eager"] == pytest.approx(result["seconds"]["eager"] / 0.5)

@@ -16,7 +16,7 @@ import tiny_bundles
 
 from cascade_jax import bundle as bundles
 from cascade_jax import cli
-from cascade_jax.measure import bench, devices
+from cascade_jax.measure import devices, shapes
 from cascade_jax.measure import plan as planning
 from cascade_jax.measure.devices import DEVICES, DeviceError, Roofline, describe
 from cascade_jax.measure.hlo import Frame
@@ -213,9 +213,9 @@ def run_plan(*flags: str) -> subprocess.CompletedProcess:
     )
 
 
-def shallow(tmp_path: pathlib.Path, shapes: str, layers: int) -> str:
+def shallow(tmp_path: pathlib.Path, name: str, layers: int) -> str:
     """A folder with the configuration alone of published sizes, but of few layers."""
-    config = bench.config_of(shapes)
+    config = shapes.config_of(name)
     config = dataclasses.replace(config, target=dataclasses.replace(config.target, layers=layers))
     settings = {"format": bundles.FORMAT, **bundles.to_json(config)}
     (tmp_path / "config.json").write_text(json.dumps(settings))

@@ -68,7 +68,7 @@ def bench(
     progress("the memory's limit")
     strict = by_name.method(AR, bundle)
     step = parts.loops(bundle, [strict], prompts[:1], sampling, steps, repeats)[0]["step"]
-    weights, speed = _weight_bytes(bundle), bandwidth()
+    weights, speed = weight_bytes(bundle), bandwidth()
     read = weights / speed
     result[AR] = {"step": step, "weight_bytes": weights, "bandwidth": speed, "read": read, "ratio": step / read}
     progress("products of matrices")
@@ -127,7 +127,7 @@ def _rate(bundle, method, prompts, sampling, steps, repeats, whole) -> dict[str,
     return {"step": times["step"], "pictures_per_second": len(prompts) / total}
 
 
-def _weight_bytes(bundle) -> int:
+def weight_bytes(bundle) -> int:
     """Bytes of the target's weights that a step reads: all but embeddings and the caption's network."""
     skipped = ("embedding", "caption", "label")
     leaves = jax.tree_util.tree_leaves_with_path(bundle.params["target"])

@@ -7,7 +7,8 @@ In scheduled HLO every instruction of the entry that is not free is one kernel, 
 counts as often as the loop turns, where that is known; otherwise, as in the loop over steps, once.
 
 Bytes are those of the device's memory. Of an operand that a fusion only slices, gathers from or updates in place, that
-part counts alone. On a TPU what lies in its vector or scalar memory does not count.
+part counts alone; of what a custom call updates in place nothing does, for its text does not tell how much that is. On
+a TPU what lies in its vector or scalar memory does not count.
 """
 
 import collections
@@ -133,7 +134,7 @@ class _Reader:
         elif exchange is not None:
             moved = 2 * _exchanged(own)
         else:
-            moved = self._size(own.shape) + sum(self._size(shapes.get(name, "")) for name in own.operands)
+            moved = self._moved(own, shapes)
         frame = own.number("stack_frame_id") or next(filter(None, (i.number("stack_frame_id") for i in called)), 0)
         return Kernel(
             name=own.name,
@@ -152,6 +153,15 @@ class _Reader:
 
     def _size(self, shape: str) -> int:
         return size(shape, self.tpu)
+
+    def _moved(self, own: Instruction, shapes: dict[str, str]) -> int:
+        """Bytes of all that an operation reads and writes, without what a custom call updates in place."""
+        made = [self._size(found[0]) for found in SHAPE.finditer(own.shape)]
+        read = [self._size(shapes.get(name, "")) for name in own.operands]
+        aliases = re.search(r"output_to_operand_aliasing=\{(.*?\))\}", own.rest)
+        for output, operand in re.findall(r"\{(\d*)\}: \((\d+)", aliases[1] if aliases else ""):
+            made[int(output or 0)] = read[int(operand)] = 0
+        return sum(made) + sum(read)
 
     def _fused_bytes(self, called: list[Instruction], own: Instruction, shapes: dict[str, str]) -> int:
         """Bytes that a fusion reads and writes; of what is only sliced, gathered or updated in place, that part."""
