@@ -94,6 +94,12 @@ def test_like_kernels_of_one_line_are_one_row_and_the_dearest_come_first():
     assert len(model.dearest([*alike, kernel(bytes=9)], EASY, most=1)) == 1
 
 
+def test_large_copies_are_counted_and_products_and_small_ones_are_not():
+    large = kernel(name="loop_transpose_fusion.3", bytes=3_000_000, times=2)
+    rows = [large, kernel(name="copy.1", bytes=5), kernel(name="pad_dot", bytes=3_000_000, flops=9), kernel(bytes=9**9)]
+    assert model.copies(rows) == model.Copies(2, 6_000_000)
+
+
 def test_every_device_is_described_in_full():
     for name, device in DEVICES.items():
         assert describe(name) == device
@@ -154,7 +160,7 @@ def plan() -> Plan:
     def program(microseconds: int) -> ProgramPlan:
         kernels = [kernel(times=microseconds, frames=FRAMES)]
         phases = model.by_phase(kernels, EASY, beside=False)
-        return ProgramPlan(1.0, 100, 0, 50, 0, phases, [], model.dearest(kernels, EASY))
+        return ProgramPlan(1.0, 100, 0, 50, 0, phases, [], model.copies(kernels), model.dearest(kernels, EASY))
 
     cases = [
         Case(name, tree, 1, 150, True, None, {"prefill": program(5), "step": program(99), "loop": program(each)})

@@ -24,7 +24,7 @@ from cascade_jax.measure import kernels as reading
 from cascade_jax.measure.devices import Device, DeviceError, Roofline, describe
 from cascade_jax.measure.kernels import OTHER, PHASES
 from cascade_jax.measure.plan import model
-from cascade_jax.measure.plan.model import Collective, Cost, Dear
+from cascade_jax.measure.plan.model import Collective, Copies, Cost, Dear
 from cascade_jax.measure.plan.programs import PROGRAMS, Compiled, Compiler
 from cascade_jax.methods import Method
 
@@ -38,7 +38,7 @@ class ProgramPlan:
     Attributes:
       compile_seconds: on this machine.
       arguments: bytes, as `outputs`, `temporaries` and `code`: see `programs.Compiled`.
-      phases: costs by phase; of a loop, those of a turn.
+      phases: costs by phase; of a loop, those of a turn, as all that follows.
       dearest: where the time goes.
     """
 
@@ -49,6 +49,7 @@ class ProgramPlan:
     code: int
     phases: dict[str, Cost]
     collectives: list[Collective]
+    copies: Copies
     dearest: list[Dear]
 
     @property
@@ -257,6 +258,7 @@ def _program(compiled: Compiled, name: str, device: Device, roofline: Roofline) 
         code=compiled.code,
         phases=model.by_phase(kernels, roofline, beside=device.platform == "tpu"),
         collectives=model.collectives(kernels),
+        copies=model.copies(kernels),
         dearest=model.dearest(kernels, roofline),
     )
 

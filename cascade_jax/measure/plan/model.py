@@ -15,6 +15,7 @@ from cascade_jax.measure.devices import Roofline
 from cascade_jax.measure.kernels import OTHER, PHASES, Kernel
 
 DEAREST = 10
+LARGE = 2_000_000  # bytes from which on a copy is worth a look
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class Collective:
 
     kind: str
     devices: int
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Pads, copies and transposes of many bytes, which change no number: how many, and their bytes together."""
+
     count: int
     bytes: int
 
@@ -122,6 +131,13 @@ def collectives(kernels: Iterable[Kernel]) -> list[Collective]:
             found[k.collective, k.group][0] += k.times
             found[k.collective, k.group][1] += k.times * k.exchanged
     return [Collective(*kind, *sums) for kind, sums in sorted(found.items())]
+
+
+def copies(kernels: Iterable[Kernel]) -> Copies:
+    """The large ones among kernels; a transfer beside the computation is none."""
+    kinds = re.compile(r"pad|copy|transpose")
+    found = [k for k in kernels if k.launched and not k.flops and k.bytes >= LARGE and kinds.search(k.name)]
+    return Copies(sum(k.times for k in found), sum(k.times * k.bytes for k in found))
 
 
 def dearest(kernels: Iterable[Kernel], roofline: Roofline, most: int = DEAREST) -> list[Dear]:

@@ -119,7 +119,8 @@ def _memory(plan: Plan) -> Section:
 
 
 def _steps(plan: Plan) -> Section:
-    head = ("method", "batch", "tree", "kernels", "bytes", "launches", "work", "exchanges", "step", "against ar")
+    head = ("method", "batch", "tree", "kernels", "bytes", "over what goes in", "copies of 2 MB or more")
+    head = (*head, "launches", "work", "exchanges", "step", "against ar")
     rows = []
     strict = {case.batch: case.step for case in plan.cases if case.method == "ar"}
     for case in plan.cases:
@@ -127,7 +128,10 @@ def _steps(plan: Plan) -> Section:
             continue
         against = f"{step.seconds / strict[case.batch].seconds:.2f}x" if strict.get(case.batch) else "–"
         times = (_us(seconds) for seconds in (step.launch, step.work, step.exchange, step.seconds))
-        rows.append((*_case(case), case.tree, f"{step.kernels:,}", _mb(step.bytes), *times, against))
+        program = case.programs.get("step") or case.programs["loop"]
+        copies = f"{program.copies.count}, {_mb(program.copies.bytes)}" if program.copies.count else "none"
+        figures = f"{step.kernels:,}", _mb(step.bytes), f"{step.bytes / program.arguments:.2f}", copies
+        rows.append((*_case(case), case.tree, *figures, *times, against))
     return Section("A step, modelled", head, rows, 3)
 
 
