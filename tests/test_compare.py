@@ -4,7 +4,6 @@ import pathlib
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from flax import nnx
 from PIL import Image
@@ -18,6 +17,7 @@ from cascade_jax.evaluation.metrics.metric import FewPictures, interval
 from cascade_jax.evaluation.networks import judge as quality
 from cascade_jax.evaluation.networks.moments import Moments, Statistics, frechet, statistics
 from cascade_jax.measure import limits, parts
+from cascade_jax.models.judge import Judge
 from cascade_jax.pipeline import Report
 from cascade_jax.scenes import captions, data, judge
 
@@ -128,11 +128,12 @@ def test_frechet_distance_of_gaussians_with_commuting_covariances_has_a_closed_f
 
 
 def test_a_packed_judge_and_its_reference_are_found_in_their_folder(tmp_path):
-    network = judge.Judge(rngs=nnx.Rngs(0))
+    network = Judge(judge.CONFIG, rngs=nnx.Rngs(0))
     images = np.random.default_rng(0).integers(0, 256, (4, 128, 128, 3), np.uint8)
     found = statistics(Moments.of(judge.features(network, images)))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "judge" / "params", bundles.plain(nnx.state(network)))
+    with bundles.written(tmp_path / "judge") as writer:
+        writer.put("metric", nnx.state(network), np.float32)
+        writer.finish(bundles.MetricConfig(judge.CONFIG))
     np.savez(tmp_path / "judge" / quality.REFERENCE, mean=found.mean, covariance=found.covariance)
     referee = LOAD_REFEREE(tmp_path / "judge")
     with pytest.warns(FewPictures, match="only 4 pictures, fewer than the judge's 128 .* the Fréchet distance means n"):
@@ -145,7 +146,7 @@ def test_a_packed_judge_and_its_reference_are_found_in_their_folder(tmp_path):
 
 
 def test_a_damaged_judge_gives_no_number():
-    graph, state = nnx.split(judge.Judge(rngs=nnx.Rngs(0)))
+    graph, state = nnx.split(Judge(judge.CONFIG, rngs=nnx.Rngs(0)))
     broken = nnx.merge(graph, jax.tree.map(lambda x: x * np.nan, state))
     referee = quality.Referee(broken, Statistics(np.zeros(128), np.eye(128)))
     images = np.zeros((2, 128, 128, 3), np.uint8)

@@ -3,6 +3,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from cascade_jax.models.judge import Judge
+from cascade_jax.models.vq import to_float
 from cascade_jax.recipes import judge as recipe
 from cascade_jax.scenes import captions, judge
 from cascade_jax.scenes.world import COLOURS, GROUNDS, PLACES, SHAPES, SIZES, SKIES, Scene, Thing
@@ -83,7 +85,7 @@ def test_accuracy_of_a_certain_reading_is_one_and_ignores_empty_places():
 
 
 def test_the_judge_reads_any_number_of_pictures_in_batches():
-    network = judge.Judge(rngs=nnx.Rngs(0))
+    network = Judge(judge.CONFIG, rngs=nnx.Rngs(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network))) < 500_000
     images = np.random.default_rng(0).integers(0, 256, (3, 128, 128, 3), np.uint8)
     reading = judge.read(network, images, batch=2)
@@ -91,7 +93,7 @@ def test_the_judge_reads_any_number_of_pictures_in_batches():
     features = judge.features(network, images, batch=2)
     assert features.shape == (3, judge.FEATURES)
     # Batches of two and of one sum in different orders.
-    np.testing.assert_allclose(features, network.features(images), atol=1e-5)
+    np.testing.assert_allclose(features, network.features(to_float(images)), atol=1e-5)
 
 
 def test_worn_pictures_keep_their_shape_and_depend_on_the_generator_alone():

@@ -30,6 +30,9 @@ NEIGHBOURS = "neighbours.npy"
 TREES = "trees.json"
 SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
+# What orbax notes of the process that wrote, such as where its arrays lay and to which path. Reading needs none of it.
+_OF_THE_WRITER = ("_sharding", "array_metadatas", "commit_success.txt")
+
 Placement = Callable[[str, tuple[int, ...]], jax.sharding.Sharding | None]
 Contents = dict[pathlib.Path, dict[Path, Any]]  # by checkpoint and path, shapes and types of its arrays
 
@@ -108,10 +111,8 @@ def _packed(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     """A place for an orbax checkpoint, which becomes `folder` with its many data files as one."""
     loose = folder.with_name(f"{folder.name}-loose")
     yield loose
-    folder.mkdir(parents=True)
-    for other in loose.iterdir():
-        if other.name not in ("d", "manifest.ocdbt") and not other.name.startswith("ocdbt.process_"):
-            (shutil.copytree if other.is_dir() else shutil.copyfile)(other, folder / other.name)
+    ignored = shutil.ignore_patterns("d", "manifest.ocdbt", "ocdbt.process_*", *_OF_THE_WRITER)
+    shutil.copytree(loose, folder, ignore=ignored)
     source, place = (tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{x}/"}) for x in (loose, folder))
     with tensorstore.Transaction() as transaction:  # what is committed together lies together
         together = place.result().with_transaction(transaction)

@@ -20,6 +20,7 @@ from cascade_jax.models.chameleon import Chameleon, ChameleonConfig
 from cascade_jax.models.clip import CLIP, CLIPConfig
 from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.janus import Janus, JanusConfig
+from cascade_jax.models.judge import Judge, JudgeConfig
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.t5 import T5Config, T5Encoder
@@ -130,7 +131,11 @@ KINDS: dict[str, dict[str, Kind]] = {
     "vq": {"llamagen": Kind(VQConfig, VQModel)},
     "drafter": {"eagle1": Kind(EagleConfig, Eagle1), "eagle3": Kind(Eagle3Config, Eagle3)},
     "text": {"t5": Kind(T5Config, T5Encoder)},
-    "metric": {"clip": Kind(CLIPConfig, CLIP), "inception": Kind(InceptionConfig, Inception)},
+    "metric": {
+        "clip": Kind(CLIPConfig, CLIP),
+        "inception": Kind(InceptionConfig, Inception),
+        "judge": Kind(JudgeConfig, Judge),
+    },
 }
 # The fields of `bundle.Config` and `bundle.MetricConfig` that hold their sizes, by part.
 FIELDS = {"target": "target", "vq": "vq", "drafter": "drafter", "text": "encoder", "metric": "metric"}

@@ -9,9 +9,11 @@ import optax
 from flax import nnx
 from PIL import Image
 
+from cascade_jax import bundle
+from cascade_jax.models.judge import Judge
 from cascade_jax.models.vq import VQModel, to_float, to_uint8
 from cascade_jax.scenes.data import scene_batch
-from cascade_jax.scenes.judge import Array, Judge, accuracy, targets
+from cascade_jax.scenes.judge import CONFIG, Array, accuracy, reading, targets
 from cascade_jax.training import checkpoints, loop
 
 
@@ -29,7 +31,7 @@ def train_judge(
     With a tokenizer, a quarter of each batch comes from 512 renders that went through it and back, so that the judge
     reads what a tokenizer can show at best.
     """
-    graphdef, params = nnx.split(Judge(rngs=nnx.Rngs(seed)))
+    graphdef, params = nnx.split(Judge(CONFIG, rngs=nnx.Rngs(seed)))
     pool = None if tokenizer is None else _reconstructions(tokenizer, seed + 1, 512)
     fresh = batch if pool is None else batch - batch // 4
 
@@ -47,9 +49,9 @@ def train_judge(
     def loss_fn(params, batch, key):
         del key
         images, truth = batch
-        reading = nnx.merge(graphdef, params)(images)
-        losses = [_cross_entropy(logits, label) for logits, label in zip(reading, truth)]
-        return sum(losses), {"accuracy": jnp.mean(accuracy(reading, truth))}
+        read = reading(nnx.merge(graphdef, params)(to_float(images)))
+        losses = [_cross_entropy(logits, label) for logits, label in zip(read, truth)]
+        return sum(losses), {"accuracy": jnp.mean(accuracy(read, truth))}
 
     params = loop.fit(
         loss_fn,
@@ -67,7 +69,7 @@ def train_judge(
 
 def load_judge(folder: str | pathlib.Path) -> Judge:
     """The newest state in a folder of `train_judge`."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: Judge(rngs=nnx.Rngs(0))))
+    graphdef, params = bundle.skeleton("metric", CONFIG)
     return nnx.merge(graphdef, checkpoints.restore(folder, params))
 
 

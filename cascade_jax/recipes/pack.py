@@ -3,18 +3,15 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 
-import jax
-import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from flax import nnx
 
-from cascade_jax import bundle, files
-from cascade_jax.bundle import Bundle, Config
+from cascade_jax import bundle
+from cascade_jax.bundle import Bundle, Config, MetricConfig
 from cascade_jax.recipes import target as target_recipe
 from cascade_jax.recipes import tokenizer as tokenizer_recipe
 from cascade_jax.recipes.judge import load_judge
+from cascade_jax.scenes import judge
 from cascade_jax.text.readers import reader
 from cascade_jax.training import run
 
@@ -55,8 +52,7 @@ def pack(runs: str | pathlib.Path, out: str | pathlib.Path = WEIGHTS, *, cascade
     packed = from_runs(runs)
     config = dataclasses.replace(packed.config, cascade=cascade or {})
     bundle.save(out, config, packed.params)
-    with files.replaced(out.with_name("judge_weights")) as temporary:
-        state = bundle.plain(nnx.state(load_judge(runs / "judge")))
-        with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(temporary / "params", jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
-        shutil.copy(runs / "judge" / "reference.npz", temporary / "reference.npz")
+    with bundle.written(out.with_name("judge_weights")) as writer:
+        writer.put("metric", nnx.state(load_judge(runs / "judge")))
+        writer.copy(runs / "judge" / "reference.npz", "reference.npz")
+        writer.finish(MetricConfig(judge.CONFIG, {"recipe": packed.config.origin["recipe"]}))

@@ -1,4 +1,4 @@
-"""The judge: a small network that reads attributes off a picture, and the fidelity of a picture to its prompt.
+"""What the judge, `models.judge`, reads off a picture, and the fidelity of a picture to its prompt.
 
 share = fidelity(read(judge, images), [captions.parse(prompt) for prompt in prompts])
 """
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cascade_jax.models.judge import Judge, JudgeConfig
 from cascade_jax.models.vq import to_float
 from cascade_jax.scenes.captions import OFFSETS, Attributes
 from cascade_jax.scenes.world import COLOURS, GROUNDS, PIXELS, PLACES, SHAPES, SIZES, SKIES
@@ -41,36 +42,6 @@ class Reading(NamedTuple):
     size: Array
 
 
-class Judge(nnx.Module):
-    """Strided convolutions from 128 x 128 pixels to 8 x 8 cells, then a layer that sees them all; 0.44 M parameters."""
-
-    def __init__(self, *, rngs: nnx.Rngs):
-        widths = (3, 16, 32, 64, 96, 96)
-        self.convs = nnx.List(
-            [
-                nnx.Conv(a, b, (4, 4) if i == 0 else (3, 3), strides=2 if i < 4 else 1, rngs=rngs)
-                for i, (a, b) in enumerate(zip(widths, widths[1:]))
-            ]
-        )
-        self.norms = nnx.List([nnx.LayerNorm(width, rngs=rngs) for width in widths[1:]])
-        self.squeeze = nnx.Conv(widths[-1], 32, (1, 1), rngs=rngs)
-        self.join = nnx.Linear((PIXELS // 16) ** 2 * 32, FEATURES, rngs=rngs)
-        self.heads = nnx.Linear(FEATURES, sum(_WIDTHS), rngs=rngs)
-
-    def features(self, images: Array) -> Array:
-        """The penultimate layer, float [B, 128], of uint8 [B, 128, 128, 3]."""
-        h = to_float(images)
-        for conv, norm in zip(self.convs, self.norms):
-            h = nnx.gelu(norm(conv(h)))
-        h = self.squeeze(h)
-        return nnx.gelu(self.join(h.reshape(len(h), -1)))
-
-    def __call__(self, images: Array) -> Reading:
-        """Reads uint8 [B, 128, 128, 3]."""
-        parts = jnp.split(self.heads(self.features(images)), np.cumsum(_WIDTHS)[:-1], axis=-1)
-        return Reading(*(part.reshape(len(part), *shape) for part, shape in zip(parts, _SHAPES)))
-
-
 _PER_PLACE = len(PLACES)
 _SHAPES = (
     (len(GROUNDS),),
@@ -80,6 +51,15 @@ _SHAPES = (
     (_PER_PLACE, len(SIZES)),
 )
 _WIDTHS = tuple(int(np.prod(shape)) for shape in _SHAPES)
+
+
+CONFIG = JudgeConfig(PIXELS, FEATURES, sum(_WIDTHS))  # 0.44 M parameters
+
+
+def reading(logits: Array) -> Reading:
+    """The judge's logits [B, outputs] by what they are about."""
+    parts = jnp.split(logits, np.cumsum(_WIDTHS)[:-1], axis=-1)
+    return Reading(*(part.reshape(len(part), *shape) for part, shape in zip(parts, _SHAPES)))
 
 
 def targets(ids: np.ndarray) -> Reading:
@@ -159,12 +139,12 @@ def features(judge: Judge, images: np.ndarray, batch: int = 64) -> np.ndarray:
 
 @nnx.jit
 def _read(judge, images):
-    return judge(images)
+    return reading(judge(to_float(images)))
 
 
 @nnx.jit
 def _features(judge, images):
-    return judge.features(images)
+    return judge.features(to_float(images))
 
 
 def _in_batches(function, judge, images, batch):

@@ -9,12 +9,11 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from flax import nnx
 
 from cascade_jax import bundle
 from cascade_jax.evaluation.networks.moments import Moments, Statistics, finite, frechet, statistics, warn_of_few
+from cascade_jax.models.judge import Judge
 from cascade_jax.recipes import judge as recipe
 from cascade_jax.scenes import captions, data, judge
 
@@ -32,7 +31,7 @@ class Referee:
       renders: its features' statistics over renders; None where these are unknown.
     """
 
-    judge: judge.Judge
+    judge: Judge
     renders: Statistics | None = None
 
     def fidelity(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
@@ -60,7 +59,7 @@ class Referee:
 
 
 def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
-    """The judge in a folder of `recipes.judge.train_judge`, by default the one that comes with the package.
+    """The judge in a folder, a bundle or a run of `recipes.judge.train_judge`; by default the package's own.
 
     The renders' statistics are read from the folder's reference.npz. Without it they are computed, which takes a while
     and scikit-image; without scikit-image they stay unknown.
@@ -70,11 +69,14 @@ def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
 
     Raises:
       FileNotFoundError: if a folder is named that holds no judge.
+      bundle.BundleError: if it is a bundle of something else, or damaged.
     """
     if folder is None and not WEIGHTS.is_dir():
         return None
     folder = pathlib.Path(WEIGHTS if folder is None else folder)
-    network = _packed(folder) if (folder / "params").is_dir() else recipe.load_judge(folder)
+    network = bundle.load_metric(folder) if (folder / "config.json").is_file() else recipe.load_judge(folder)
+    if not isinstance(network, Judge):
+        raise bundle.BundleError(f"{folder} is no judge of scenes but a {type(network).__name__}")
     try:
         if (folder / REFERENCE).exists():
             with np.load(folder / REFERENCE) as stored:
@@ -84,18 +86,7 @@ def load_referee(folder: str | pathlib.Path | None = None) -> Referee | None:
         return Referee(network)
 
 
-def _packed(folder: pathlib.Path) -> judge.Judge:
-    """The judge as `recipes.pack` stores it: its parameters alone."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: judge.Judge(rngs=nnx.Rngs(0))))
-    one = bundle.here()
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one), bundle.plain(state))
-    with bundle.reader() as checkpointer:
-        stored = checkpointer.restore((folder / "params").absolute(), wanted)
-    nnx.replace_by_pure_dict(state, bundle.restored_keys(stored))
-    return nnx.merge(graph, state)
-
-
-def reference(network: judge.Judge, renders: int = RENDERS, seed: int = 9) -> Statistics:
+def reference(network: Judge, renders: int = RENDERS, seed: int = 9) -> Statistics:
     """Statistics of the judge's features over renders of random scenes."""
     size = 64
     batches = (data.scene_batch(seed, step, size)["images"] for step in range(-(-renders // size)))
