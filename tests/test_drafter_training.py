@@ -34,7 +34,8 @@ FAST = Schedule(rate=3e-3)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return small.write_bundle(tmp_path_factory.mktemp("model") / "small", drafter=False)
+    # a small tree: what is drawn in evaluations is compiled for every kind of drafter
+    return small.write_bundle(tmp_path_factory.mktemp("model") / "small", drafter=False, cascade={"tree": "chain:2"})
 
 
 @pytest.fixture(scope="module")
