@@ -153,6 +153,12 @@ def sweep(folder: str | os.PathLike, name: str | None = None) -> None:
             _left(room, _entered(room))
 
 
+def cache_folder() -> pathlib.Path:
+    """Where what this package keeps for a user lies, in the user's cache; it need not exist."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return pathlib.Path(home if os.path.isabs(home) else pathlib.Path.home() / ".cache") / "cascade_jax"
+
+
 def check_folder(folder: str | os.PathLike) -> None:
     """Makes sure that files can be written into `folder`, without leaving a trace.
 

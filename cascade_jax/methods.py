@@ -27,6 +27,7 @@ from cascade_jax.tree import DynamicTree, Tree
 
 AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade"
 TREES = {"eagle25": trees.EAGLE_25, "lanternpp57": trees.LANTERNPP_57, "eagle2": trees.EAGLE_2}
+DEFAULT = "default"  # of trees: the method's own
 BATCH = 16
 _MOST_DRAFTS = 512
 
@@ -194,12 +195,14 @@ class Method:
       rule: which drafts are accepted.
       tree: which drafts are proposed.
       settings: the values of the settings that it takes.
+      tuned: whether the tree is one that was found for this machine, see `tuned`.
     """
 
     name: str
     rule: Rule
     tree: Tree | DynamicTree
     settings: Settings = dataclasses.field(default_factory=dict)
+    tuned: bool = False
 
 
 def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None = None, **settings: Any) -> Method:
@@ -207,7 +210,8 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
 
     Args:
       name: one of METHODS. "ar" decodes token by token, "eagle" is strict speculative decoding (the paper's "naive").
-      tree: overrides the one found for this kind of device, and the method's own; see `parse_tree` for names.
+      tree: overrides the one found for this kind of device, and the method's own; see `parse_tree` for names. "default"
+        is the method's own, whatever was found.
       settings: of those that the method takes (see `settings_of`); what is left out, or None, has its default, in
         which the model may have a say.
 
@@ -219,14 +223,17 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
     for setting in given:
         if setting not in takes(name):
             raise ValueError(f"{name} does not take {setting} (it takes {', '.join(takes(name)) or 'none'})")
-    if entry.bound and tree is not None:
+    if entry.bound and tree not in (None, DEFAULT):
         raise ValueError(f"{name} {entry.bound}: name another method")
     chosen = entry.defaults(bundle.config) | given
     own = chosen.pop("tree", None) or (entry.tree(chosen) if callable(entry.tree) else entry.tree)
+    found = None
     if tree is None:
-        tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {}).get("tree", own)
+        found = tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {}).get("tree")
+    tree = own if tree in (None, DEFAULT) else tree
     tree = platforms.defaults().tree if tree is None else tree
-    return Method(name, entry.rule(bundle, chosen), parse_tree(tree) if isinstance(tree, str) else tree, chosen)
+    tree = parse_tree(tree) if isinstance(tree, str) else tree
+    return Method(name, entry.rule(bundle, chosen), tree, chosen, tuned=found is not None)
 
 
 def check_name(name: str) -> None:

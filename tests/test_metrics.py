@@ -36,9 +36,7 @@ BRIGHTNESS = Metric(
 
 @pytest.fixture
 def registered(monkeypatch):
-    added = (*metrics.METRICS, BRIGHTNESS)
-    for module in (metrics, figures, tables, curves, sweep):
-        monkeypatch.setattr(module, "METRICS", added)
+    monkeypatch.setattr(metrics, "METRICS", (*metrics.METRICS, BRIGHTNESS))
 
 
 def measured(tree, values, seconds=()) -> Measured:

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import cli, methods, pipeline, trees
-from cascade_jax.bundle import save_tree
+from cascade_jax import cli, methods, pipeline, trees, tuned
 from cascade_jax.cli.paper import parse_drafters
 from cascade_jax.evaluation import run
 from cascade_jax.evaluation.networks import judge as quality
@@ -295,7 +294,7 @@ def test_every_table_and_figure_is_made_and_not_drawn_again(what, model, here, m
 def test_a_tuned_tree_is_not_the_papers(tmp_path, here, monkeypatch, capsys):
     model = write_bundle(tmp_path / "tuned")
     device = jax.local_devices()[0].device_kind
-    save_tree(model, device, "cascade", {"tree": "chain:2"})
+    tuned.store(model, device, "cascade", {"tree": "chain:2"})
     assert methods.method("cascade", pipeline.load(model)).tree == trees.chain(2)
     measured = []
 

@@ -9,7 +9,8 @@ import pytest
 from small import write_bundle
 
 import cascade_jax as cj
-from cascade_jax import bundle, cli, methods, pipeline, trees
+from cascade_jax import cli, methods, pipeline, trees, tuned
+from cascade_jax.cli import flags
 from cascade_jax.measure import parts, tune
 
 TABLE = np.array([[0.5, 0.2, 0.1], [0.4, 0.3, 0.1]])
@@ -112,16 +113,34 @@ def test_the_command_stores_a_tree_that_becomes_the_default(tmp_path, monkeypatc
     monkeypatch.setattr(pipeline, "generate", lambda *_: types.SimpleNamespace(stats=stats))
     monkeypatch.setattr(parts, "step_times", lambda _, tried, *__: [1.0 + 0.1 * own.tree.num_nodes for own in tried])
     model = str(write_bundle(tmp_path / "model"))
-    flags = ["--method", "eagle", "--count", "2", "--most-drafts", "2", "--most-depth", "2"]
-    assert cli.main(["tune-tree", "--model", model, *flags]) == 0
-    assert "predicted tokens/s" in capsys.readouterr().out
-    stored = json.loads((tmp_path / "model" / bundle.TREES).read_text())
+    argv = ["--method", "eagle", "--count", "2", "--most-drafts", "2", "--most-depth", "2"]
+    assert cli.main(["tune-tree", "--model", model, *argv]) == 0
+    out = capsys.readouterr().out
+    assert "predicted tokens/s" in out
+    (place,) = (tmp_path / "cache" / "cascade_jax" / "trees").iterdir()
+    assert f"stored: {place}" in out
+    stored = json.loads(place.read_text())["found"]
     ((device, own),) = stored.items()
     assert own["eagle"]["device"] == device
     loaded = pipeline.load(model)
     assert methods.tree_name(methods.method("eagle", loaded).tree) == own["eagle"]["tree"]
     assert methods.method("gsd", loaded).tree == trees.EAGLE_25
     assert methods.method("eagle", loaded, tree="chain:4").tree == trees.chain(4)
+    flags.drawable(loaded, "eagle", {})
+    assert f"eagle drafts on {own['eagle']['tree']}, which tune-tree found for this machine" in capsys.readouterr().err
+
+
+def test_the_command_lists_and_forgets(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = write_bundle(tmp_path / "model")
+    tuned.store(model, "abacus", "eagle", {"tree": "chain:3"})
+    assert cli.main(["tune-tree", "--list"]) == 0
+    assert capsys.readouterr().out == f"{tuned.digest(model)}  eagle on abacus: chain:3  ({model})\n"
+    assert cli.main(["tune-tree", "--remove", "zzz"]) == 2
+    assert "no model's digest starts with 'zzz': tune-tree --list shows them" in capsys.readouterr().err
+    assert cli.main(["tune-tree", "--remove", "all"]) == 0
+    assert capsys.readouterr().out == "forgotten: what was found for 1 model\n"
+    assert tuned.listed() == []
 
 
 BAD = {
@@ -138,13 +157,6 @@ def test_bad_input_is_one_line(flags, message, capsys):
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert message in err
-
-
-def test_a_damaged_file_of_trees_is_named(tmp_path, capsys):
-    model = write_bundle(tmp_path / "model")
-    (model / bundle.TREES).write_text('{"cpu": {"eagle": 5}}')
-    with pytest.raises(bundle.BundleError, match=r"trees\.json is damaged"):
-        pipeline.load(model)
 
 
 def test_all_small_trees_are_enumerated():

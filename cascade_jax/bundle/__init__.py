@@ -5,7 +5,6 @@
                       one, or several in folders 0, 1, ..., so that a large model is written piece by piece
     DIR/text/         what the text encoder needs beside its parameters, such as tokenizer.json
     DIR/neighbours.npy  LANTERN's table, int32 [codes, k]; optional
-    DIR/trees.json    draft trees found for certain devices (`measure.tune`); optional
 
 A destination is never half a bundle, see `files`. A network that measures pictures is kept in the same way, with
 {"metric"} as its only part.
@@ -31,7 +30,6 @@ from cascade_jax.bundle.model import Bundle, OneKey, abstract, encode, pictures,
 from cascade_jax.bundle.store import (
     NEIGHBOURS,
     SHARD,
-    TREES,
     Contents,
     Placement,
     Writer,
@@ -42,7 +40,6 @@ from cascade_jax.bundle.store import (
     reader,
     save,
     save_neighbours,
-    save_tree,
     stored,
     written,
 )
@@ -55,7 +52,6 @@ __all__ = [
     "KINDS",
     "NEIGHBOURS",
     "SHARD",
-    "TREES",
     "Bundle",
     "BundleError",
     "Config",
@@ -87,7 +83,6 @@ __all__ = [
     "restored_keys",
     "save",
     "save_neighbours",
-    "save_tree",
     "shapes",
     "skeleton",
     "stored",

@@ -32,7 +32,7 @@ class Bundle:
       read: the text encoder: prompts to a list of `Prompt`; None where prompts come encoded.
       neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
       mesh: the devices that the parameters lie on, see `sharding`; None for one device.
-      trees: what `measure.tune` found, by kind of device and name of the method; each has a "tree" among its entries.
+      trees: what `measure.tune` found on this machine, see `tuned`.
     """
 
     config: Config

@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 import tensorstore
 from flax import nnx
 
-from cascade_jax import files, platforms
+from cascade_jax import files, platforms, tuned
 from cascade_jax.bundle.arrays import Path, cast, flat, here, lay_out, nested, not_finite, plain, restored_keys
 from cascade_jax.bundle.config import FORMAT, BundleError, Config, MetricConfig, read_any_config, read_config, to_json
 from cascade_jax.bundle.model import Bundle, skeletons
@@ -27,7 +27,6 @@ from cascade_jax.models import families
 from cascade_jax.models.transformer import straight
 
 NEIGHBOURS = "neighbours.npy"
-TREES = "trees.json"
 SHARD = 256 << 20  # bytes of parameters in one orbax checkpoint, unless a single parameter is larger
 
 # What orbax notes of the process that wrote, such as where its arrays lay and to which path. Reading needs none of it.
@@ -84,7 +83,7 @@ class Writer:
                         if path[0] != without:
                             self.add(path[0], ".".join(path[1:]), array)
         for other in directory.iterdir():
-            if other.name not in ("params", "config.json", without, TREES if without == "drafter" else ""):
+            if other.name not in ("params", "config.json", without):
                 copy = shutil.copytree if other.is_dir() else _link
                 copy(other, self.directory / other.name)
 
@@ -149,13 +148,6 @@ def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], d
         writer.finish(config)
 
 
-def save_tree(directory: str | os.PathLike, device: str, method: str, found: dict[str, Any]) -> None:
-    """Stores what was found for a kind of device and a method, as of `Bundle.trees`; it appears whole or not at all."""
-    trees = _trees(pathlib.Path(directory))
-    trees.setdefault(device, {})[method] = found
-    files.write_json(pathlib.Path(directory) / TREES, trees)
-
-
 def save_neighbours(directory: str | os.PathLike, table: np.ndarray) -> None:
     """Stores a table of neighbours, as `Bundle.neighbours`, in a bundle; it appears whole or not at all."""
     with files.whole(pathlib.Path(directory) / NEIGHBOURS) as temporary:
@@ -192,7 +184,7 @@ def load(
         config,
         {"drafter": None, "text": found.get(("text",)), **states},
         neighbours=_neighbours(directory, config),
-        trees=_trees(directory),
+        trees=tuned.read(directory),
     )
 
 
@@ -273,26 +265,6 @@ def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} is damaged (make it again: cascade-jax neighbours): {_first_line(error)}") from error
     return table
-
-
-def _trees(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
-    if not (file := directory / TREES).is_file():
-        return {}
-    try:
-        trees = json.loads(file.read_bytes())
-    except ValueError as error:
-        trees, problem = None, str(error)
-    else:
-        devices = trees.values() if isinstance(trees, dict) else [None]
-        sound = all(isinstance(own, dict) and all(_names_a_tree(found) for found in own.values()) for own in devices)
-        problem = None if sound else "a tree is no text"
-    if problem is not None:
-        raise BundleError(f"{file} is damaged (remove it, or run cascade-jax tune-tree again): {problem}")
-    return trees
-
-
-def _names_a_tree(found: Any) -> bool:
-    return isinstance(found, dict) and isinstance(found.get("tree"), str)
 
 
 def _checkpoints(directory: pathlib.Path) -> list[pathlib.Path]:

@@ -7,7 +7,7 @@ import re
 import sys
 import time
 
-from cascade_jax import interrupts
+from cascade_jax import files, interrupts
 
 
 class BadInput(Exception):
@@ -90,8 +90,7 @@ def cache_folder() -> pathlib.Path:
     """Where compiled programs are kept: JAX_COMPILATION_CACHE_DIR, or a folder in the user's cache."""
     if own := os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         return pathlib.Path(own)
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    return pathlib.Path(home if os.path.isabs(home) else pathlib.Path.home() / ".cache") / "cascade_jax" / "xla"
+    return files.cache_folder() / "xla"
 
 
 class CompileClock:

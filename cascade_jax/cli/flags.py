@@ -136,7 +136,8 @@ def made(name: str, base: type, fields: dict[str, tuple[type, str, str, str]]) -
 
 def _settings() -> dict[str, tuple[type, str, str, str]]:
     """Trees, and the settings of all registered methods."""
-    tree = f'draft tree: {", ".join(methods.TREES)}, chain:DEPTH, full:WIDTHxDEPTH, or paths such as "0 1 00 01"'
+    named = ", ".join((*methods.TREES, "chain:DEPTH", "full:WIDTHxDEPTH"))
+    tree = f'draft tree: {named}, or paths such as "0 1 00 01"; default leaves out what tune-tree found'
     fields = {"tree": (str, "TREE", tree, _METHODS)}
     for setting, takers in methods.settings_of().items():
         metavar = "|".join(setting.choices) or {int: "N", float: "X"}.get(setting.kind, "TEXT")
@@ -258,6 +259,9 @@ def drawable(bundle, name: str, settings: dict[str, Any]):
         console.say("making the table of neighbours; cascade-jax neighbours MODEL stores it with the model")
     method = methods.method(name, bundle, **settings)
     bundle.program(method.tree)
+    if method.tuned:
+        tree = methods.tree_name(method.tree)
+        console.say(f"{name} drafts on {tree}, which tune-tree found for this machine (--tree default leaves it out)")
     return method
 
 

@@ -78,7 +78,7 @@ class Bench(Command):
 
 @dataclasses.dataclass(frozen=True)
 class TuneTree(Command):
-    """Trees are measured on this machine, and used on machines of its kind."""
+    """It lies in the user's cache, not in the model, and is used on this machine until it is removed."""
 
     method: flags.Method = methods.CASCADE
     prompts: Annotated[pathlib.Path | None, flags.hint("FILE", "(default: random scenes)")] = None
@@ -95,22 +95,41 @@ class TuneTree(Command):
     """how often"""
     seed: flags.Seed = 0
     """of the captions and the pictures"""
+    listed: Annotated[bool, arg(name="list", help_behavior_hint="")] = False
+    """instead, list what was found so far"""
+    remove: Annotated[str | None, flags.hint("DIGEST|all")] = None
+    """instead, forget what was found for a model, which --list shows by a digest"""
     model: OmitArgPrefixes[flags.Model] = flags.Model()
 
     def check(self):
+        if self.listed or self.remove:
+            return self._kept()
         for name in ("count", "most_drafts", "most_depth", "steps", "repeats"):
             flags.at_least(1, **{name: getattr(self, name)})
         methods.check_name(self.method)
         if not methods.tunable(self.method):
             raise ValueError(f"tune-tree takes a method that drafts on a static tree, not {self.method}")
         self.model.check()
-        from cascade_jax import bundle, files, pipeline
+        from cascade_jax import files, tuned
         from cascade_jax.text import captions
 
-        files.check_file(pipeline.folder(self.model.name) / bundle.TREES)
+        files.check_folder(tuned.folder())
         return None if self.prompts is None else captions.read(self.prompts)
 
+    def _kept(self):
+        """What was found before, for the list; or how many models are forgotten."""
+        from cascade_jax import tuned
+
+        if not self.remove:
+            return tuned.listed()
+        removed = tuned.remove("" if self.remove == "all" else self.remove)
+        if not removed:
+            raise ValueError(f"no model's digest starts with {self.remove!r}: tune-tree --list shows them")
+        return removed
+
     def load(self, given):
+        if self.listed or self.remove:
+            return given
         from cascade_jax.measure import tune
 
         bundle = self.model.load()
@@ -121,18 +140,24 @@ class TuneTree(Command):
         return bundle, bundle.encode(texts)
 
     def run(self, loaded, line) -> None:
-        from cascade_jax import bundle as bundles
-        from cascade_jax import pipeline
+        from cascade_jax import pipeline, tuned
         from cascade_jax.measure import tune
 
-        (bundle, prompts), folder = loaded, pipeline.folder(self.model.name)
+        if self.remove:
+            print(f"forgotten: what was found for {loaded} model{'s' * (loaded > 1)}")
+            return
+        if self.listed:
+            for entry in loaded:
+                print(f"{entry.digest}  {entry.method} on {entry.device}: {entry.tree}  ({entry.model})")
+            return
+        bundle, prompts = loaded
         found = tune.tune(
             bundle, self.method, prompts, seed=self.seed, most_drafts=self.most_drafts, most_depth=self.most_depth,
             steps=self.steps, repeats=self.repeats, progress=console.step,
         )  # fmt: skip
-        bundles.save_tree(folder, found["device"], self.method, found)
+        place = tuned.store(pipeline.folder(self.model.name), found["device"], self.method, found)
         console.show(tune.table(found))
-        print(f"stored: {folder / bundles.TREES}, for {self.method} on {found['device']}: {found['tree']}")
+        print(f"stored: {place}, for {self.method} on {found['device']}: {found['tree']}")
 
     def kept(self) -> str:
         return "nothing was stored"

@@ -73,8 +73,7 @@ class Paper(Command):
         from cascade_jax.paper import lab as labs
 
         wanted, folders = checked
-        bundle = self.model.load()
-        bundle.trees.clear()  # tables are of the methods' own trees, whatever tune-tree found for this machine
+        bundle = dataclasses.replace(self.model.load(), trees={})  # the methods' own trees, whatever was tuned here
         drafters = {name: labs.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
         thresholds = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}
         lab = labs.Lab(

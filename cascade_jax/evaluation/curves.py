@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from cascade_jax.evaluation.metrics import METRICS, Metric
+from cascade_jax.evaluation import metrics
+from cascade_jax.evaluation.metrics import Metric
 from cascade_jax.evaluation.metrics.speed import SPEEDUP
 from cascade_jax.evaluation.metrics.steps import TARGET_STEPS
 
@@ -36,7 +37,7 @@ def figure(methods: Mapping[str, Mapping[str, Any]]):
 
 def quality(methods: Sequence[Mapping[str, Any]]) -> list[Metric]:
     """The metrics of quality that all methods have figures of."""
-    return [m for m in METRICS if m.axis and all(figures.get(m.name) is not None for figures in methods)]
+    return [m for m in metrics.METRICS if m.axis and all(figures.get(m.name) is not None for figures in methods)]
 
 
 def panelled(panels: Sequence[Metric], width: float, height: float):

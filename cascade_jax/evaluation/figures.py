@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cascade_jax import methods as by_name
-from cascade_jax.evaluation.metrics import METRICS, Measured
+from cascade_jax.evaluation import metrics
+from cascade_jax.evaluation.metrics import Measured
 from cascade_jax.evaluation.metrics.metric import STEPS, TIMES, interval
 from cascade_jax.pipeline import Report
 from cascade_jax.text.captions import Caption
@@ -27,9 +28,9 @@ def summarise(measured: Mapping[str, Measured]) -> dict[str, dict[str, Any]]:
 
 
 def _figures(own: Measured, base: Measured | None) -> dict[str, Any]:
-    known = {metric.name: metric.figure(own, base, ALL) for metric in METRICS}
+    known = {metric.name: metric.figure(own, base, ALL) for metric in metrics.METRICS}
     spans = {}
-    for metric in METRICS:
+    for metric in metrics.METRICS:
         if metric.interval and known[metric.name] is not None:
             count = len(own.seconds if metric.kind == TIMES else own.stats.steps)
             spans[metric.name] = interval(functools.partial(metric.figure, own, base), count)
@@ -47,7 +48,7 @@ def acceptance_figures(stats: Report) -> dict[str, float]:
     picture, and the mass that the rule added, accumulated over a picture ("tvd_per_image") and per token of the output
     (the paper's section 5.1)."""
     own = Measured(None, np.zeros(0), stats)
-    found = {metric.name: metric.figure(own, None, ALL) for metric in METRICS if metric.kind == STEPS}
+    found = {metric.name: metric.figure(own, None, ALL) for metric in metrics.METRICS if metric.kind == STEPS}
     return {name: figure for name, figure in found.items() if figure is not None}
 
 
@@ -65,7 +66,7 @@ def by_category(
         rows = np.array([row for row, caption in enumerate(captions) if caption.category == category])
         found[category] = {}
         for label, own in measured.items():
-            figures = {m.name: m.figure(own, None, rows) for m in METRICS if m.interval and m.kind != TIMES}
+            figures = {m.name: m.figure(own, None, rows) for m in metrics.METRICS if m.interval and m.kind != TIMES}
             known = {name: figure for name, figure in figures.items() if figure is not None}
             found[category][label] = {"pictures": len(rows), **known}
     return found

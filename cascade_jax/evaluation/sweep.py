@@ -18,8 +18,8 @@ import numpy as np
 from cascade_jax import files
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, default_sampling
-from cascade_jax.evaluation import curves, figures, run, tables
-from cascade_jax.evaluation.metrics import METRICS, Album, Gauge, Measured
+from cascade_jax.evaluation import curves, figures, metrics, run, tables
+from cascade_jax.evaluation.metrics import Album, Gauge, Measured
 from cascade_jax.evaluation.metrics.distribution import DIVERGENCE
 from cascade_jax.evaluation.metrics.metric import PICTURES
 from cascade_jax.evaluation.metrics.speed import SPEEDUP
@@ -111,7 +111,7 @@ def choose(points: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """The fastest cascade that keeps AR's quality by every metric that has a bar; None if there is none, or quality was
     not measured."""
     (base,) = (point for point in points if point["method"] == AR)
-    barred = [metric for metric in METRICS if metric.bar is not None and base.get(metric.name) is not None]
+    barred = [metric for metric in metrics.METRICS if metric.bar is not None and base.get(metric.name) is not None]
     if not barred:
         return None
     good = lambda point: all(metric.keeps(point.get(metric.name), base[metric.name]) for metric in barred)
@@ -198,7 +198,7 @@ def markdown(result: dict[str, Any], command: str) -> str:
     head[0] = "method (tau_pos, tau_seq, budget, ledger)"
     for point, cells in zip(points, body):
         cells[0] = f"**{label(point)}**" if point is chosen else label(point)
-    within = " and ".join(metric.within for metric in METRICS if metric.within)
+    within = " and ".join(metric.within for metric in metrics.METRICS if metric.within)
     return "\n".join(
         [
             "# Speed against quality",

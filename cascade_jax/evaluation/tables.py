@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from cascade_jax.evaluation.metrics import METRICS, Metric
+from cascade_jax.evaluation import metrics
+from cascade_jax.evaluation.metrics import Metric
 from cascade_jax.evaluation.metrics.distribution import ADDED_PER_IMAGE, ADDED_PER_TOKEN
 
 Figures = Mapping[str, Any]  # of one method, as of `figures.summarise`
@@ -13,16 +14,12 @@ Figures = Mapping[str, Any]  # of one method, as of `figures.summarise`
 
 def known(methods: Mapping[str, Figures]) -> list[Metric]:
     """The metrics that at least one of the methods has a figure of."""
-    return [metric for metric in METRICS if any(own.get(metric.name) is not None for own in methods.values())]
+    return [metric for metric in metrics.METRICS if any(own.get(metric.name) is not None for own in methods.values())]
 
 
-def rows(methods: Mapping[str, Figures], metrics: Sequence[Metric] | None = None) -> list[list[str]]:
-    """Methods as text: a head, then a row for every method, with the `spread` that figures may have.
-
-    Args:
-      metrics: which columns; None for all that are known.
-    """
-    shown = [metric for metric in (known(methods) if metrics is None else metrics) if metric.column]
+def rows(methods: Mapping[str, Figures]) -> list[list[str]]:
+    """Methods as text: a head, then a row for every method, with the `spread` that figures may have."""
+    shown = [metric for metric in known(methods) if metric.column]
     table = [["method", "tree", *(metric.column for metric in shown)]]
     for name, figures in methods.items():
         table.append([name, _short(figures["tree"]), *(_cell(figures, metric) for metric in shown)])
