@@ -386,7 +386,7 @@ def test_the_commands_lead_from_a_model_to_one_with_an_eagle3_drafter(folder, tm
     [
         (["distill", "--count", "0"], "count must be at least 1, not 0"),
         (["distill", "--part", "3/2"], "part is K/N"),
-        (["distill", "--features", "all"], "none, eagle1 or eagle3"),
+        (["distill", "--features", "all"], "unknown drafter 'all'; known: eagle1, eagle3"),
         (["distill", "--prompts", "nowhere.txt"], "there is no prompts file"),
         (["distill", "--prompts", "a", "--images", "b"], "not both"),
         (["train", "--data", "nowhere", "--held-out", "1"], "a share below 1"),

@@ -5,11 +5,10 @@ import dataclasses
 import pathlib
 import re
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, arg
 
-from cascade_jax import methods
 from cascade_jax.cli import console, flags
 from cascade_jax.cli.command import Command
 
@@ -32,8 +31,8 @@ class Distill(Command):
     """pictures drawn at once"""
     seed: flags.Seed = 0
     """picture i depends on its prompt, i and this alone"""
-    features: Annotated[str, arg(metavar="none|eagle1|eagle3")] = "none"
-    """keep the target's features for this drafter, instead of computing them again in training"""
+    features: Annotated[str | None, flags.hint("DRAFTER", "(default: none)")] = None
+    """keep the target's features for this kind of drafter, instead of computing them again in training"""
     part: Annotated[str, arg(metavar="K/N")] = "1/1"
     """make the K-th of N parts, for N processes that work on the same folder"""
     model: OmitArgPrefixes[flags.Model] = flags.Model()
@@ -45,12 +44,13 @@ class Distill(Command):
         part = _part(self.part)
         if self.prompts is not None and self.images is not None:
             raise ValueError("give --prompts or --images, not both")
-        if self.features not in ("none", "eagle1", "eagle3"):
-            raise ValueError(f"features are kept for none, eagle1 or eagle3, not {self.features!r}")
         self.model.check()
         from cascade_jax import files
         from cascade_jax.text import captions
+        from cascade_jax.training import drafter
 
+        if self.features not in (None, "none"):
+            drafter.check(self.features)
         files.check_folder(self.out)
         return part, None if self.prompts is None else captions.read(self.prompts)
 
@@ -59,7 +59,7 @@ class Distill(Command):
 
         part, given = checked
         model = self.model.load()
-        taps = None if self.features == "none" else sizes(self.features, model.config.target).taps
+        taps = None if self.features in (None, "none") else sizes(self.features, model.config.target).taps
         drawn = None if self.images is not None else (*self._prompts(model, given), self.sampling.of(model)[1])
         return model, {"features": taps, "part": part}, drawn
 
@@ -167,8 +167,8 @@ class Train(Command):
     """what `distill` made with this model"""
     model: Annotated[str, arg(metavar="MODEL")] = "scenes"
     """scenes, or the folder of a converted model"""
-    drafter: Annotated[str, arg(metavar="eagle1|eagle3")] = "eagle1"
-    """which kind"""
+    drafter: Annotated[str | None, flags.hint("KIND", "(default: EAGLE-1's)")] = None
+    """which kind; what there is, a wrong one lists"""
     out: flags.Out = pathlib.Path("drafter")
     """receives the run, and in DIR/model the model with the best drafter in it"""
     batch: flags.Count = 8
@@ -209,17 +209,19 @@ class Train(Command):
     def load(self, checked):
         self.processes.join(recoverable=False)
         from cascade_jax import bundle, pipeline
+        from cascade_jax.training import run
         from cascade_jax.training.data import Data, fingerprint
-        from cascade_jax.training.drafter import sizes
+        from cascade_jax.training.drafter import USUAL, check
 
         model = bundle.load(pipeline.folder(self.model))
         # Prompts come encoded; a text encoder can be larger than the rest.
         model = dataclasses.replace(model, params={**model.params, "text": None})
-        sizes(self.drafter, model.config.target)
+        kind = self.drafter or USUAL
+        check(kind)
         return SimpleNamespace(
-            model=model, schedule=self.optimiser.schedule(), objective=self.loss.objective(self.drafter, model),
+            model=model, kind=kind, schedule=self.optimiser.schedule(), objective=self.loss.objective(kind, model),
             rows=Data(self.data, fingerprint(model.params["target"])),
-            methods=_methods(model) if self.evaluated and self.held_out else None,
+            methods=run.naive_and_cascade(model) if self.evaluated and self.held_out else None,
         )  # fmt: skip
 
     def run(self, loaded, line) -> None:
@@ -231,7 +233,7 @@ class Train(Command):
 
         with console.bad_input(), _finite():
             config, params = run.train(
-                loaded.model, loaded.rows, self.out, kind=self.drafter, objective=loaded.objective,
+                loaded.model, loaded.rows, self.out, kind=loaded.kind, objective=loaded.objective,
                 schedule=loaded.schedule, batch=self.batch, steps=self.steps, epochs=self.epochs, seed=self.seed,
                 held_out=self.held_out, methods=loaded.methods, evaluate_every=self.evaluate_every,
                 evaluated=self.evaluated, accumulate=self.accumulate, save_every=self.save_every,
@@ -260,16 +262,6 @@ class Train(Command):
 
     def kept(self) -> str:
         return f"the same command goes on in {self.out}"
-
-
-def _methods(model) -> dict[str, Any]:
-    """The paper's naive decoding and CASCADE, one program: thresholds above 1 are strict."""
-    from cascade_jax import rules
-
-    cascade = methods.method(methods.CASCADE, model)
-    kinds = {name: cascade.settings[name] for name in ("ledger", "mass")}
-    strict = rules.cascade(tau_pos=1.01, tau_seq=1.01, budget=0.0, **kinds)
-    return {"naive": (strict, cascade.tree), "cascade": (cascade.rule, cascade.tree)}
 
 
 @contextlib.contextmanager

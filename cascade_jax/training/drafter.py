@@ -90,19 +90,23 @@ class Graphs:
     layout: Layout | None = None
 
 
+USUAL = next(iter(KINDS["drafter"]))
+
+
 def kinds() -> list[str]:
     """The drafters that can be trained."""
     return [name for name, kind in KINDS["drafter"].items() if hasattr(kind.config, "for_target")]
 
 
-def sizes(kind: str, target: Any) -> Any:
-    """A new drafter's sizes for a target of these sizes.
-
-    Raises:
-      ValueError: if there is no such kind.
-    """
+def check(kind: str) -> None:
+    """Raises a ValueError that lists what there is unless drafters of this kind can be trained."""
     if kind not in kinds():
         raise ValueError(f"unknown drafter {kind!r}; known: {', '.join(kinds())}")
+
+
+def sizes(kind: str, target: Any) -> Any:
+    """A new drafter's sizes for a target of these sizes. Raises as `check`."""
+    check(kind)
     return KINDS["drafter"][kind].config.for_target(target)
 
 

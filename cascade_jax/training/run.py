@@ -17,14 +17,15 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from cascade_jax import bundle, pipeline
+from cascade_jax import bundle, pipeline, rules
+from cascade_jax import methods as by_name
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle
 from cascade_jax.models import families
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.training import checkpoints, data, loop
 from cascade_jax.training.batches import Batches
-from cascade_jax.training.drafter import Graphs, Objective, Schedule, drafter_loss, sizes, standard, start
+from cascade_jax.training.drafter import USUAL, Graphs, Objective, Schedule, drafter_loss, sizes, standard, start
 from cascade_jax.tree import DynamicTree, Tree
 
 Methods = Mapping[str, tuple[Rule, Tree | DynamicTree]]
@@ -35,7 +36,7 @@ def train(
     rows: data.Data,
     folder: str | pathlib.Path,
     *,
-    kind: str = "eagle1",
+    kind: str = USUAL,
     objective: Objective | None = None,
     schedule: Schedule | None = None,
     batch: int = 8,
@@ -118,6 +119,14 @@ def train(
 def _of_data(rows: data.Data) -> dict[str, Any]:
     about = {name: value for name, value in rows.about.items() if name not in ("model", "target")}
     return {"target": rows.about["target"], "data": about}
+
+
+def naive_and_cascade(model: Bundle) -> Methods:
+    """What drafters are evaluated by, one program: thresholds above 1 are strict, the paper's naive decoding."""
+    cascade = by_name.method(by_name.CASCADE, model)
+    kinds = {name: cascade.settings[name] for name in ("ledger", "mass")}
+    strict = rules.cascade(tau_pos=1.01, tau_seq=1.01, budget=0.0, **kinds)
+    return {"naive": (strict, cascade.tree), "cascade": (cascade.rule, cascade.tree)}
 
 
 def held_out_prompts(rows: data.Data, share: float, most: int) -> list[Prompt]:
