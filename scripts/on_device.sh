@@ -11,11 +11,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${OUT:-on-device}")
 python=${PYTHON:-python3}
-train=no tiny=()
+train=no tiny=() patience=1
 for flag in "$@"; do
   case $flag in
     --train) train=yes ;;
-    --tiny) tiny=(--tiny) ;;
+    --tiny) tiny=(--tiny) patience=20 ;;  # times are a GPU's
     *) echo "on_device.sh: unknown flag $flag: --train and --tiny are what there is" >&2; exit 2 ;;
   esac
 done
@@ -24,7 +24,7 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 failed=()
 
 part() {  # name, seconds, command...
-  local name=$1 seconds=$2 begin=$SECONDS
+  local name=$1 seconds=$((patience * $2)) begin=$SECONDS
   shift 2
   echo "== $name" | tee -a "$out/log.txt"
   timeout --kill-after=5 "$seconds" "$@" >>"$out/log.txt" 2>&1 || failed+=("$name (exit $?)")

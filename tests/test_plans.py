@@ -1,8 +1,10 @@
 """Plans for machines that are not at hand: the model of time by hand, the table of devices, pages, and the command.
 
-What needs JAX's CUDA plugin or libtpu is skipped where they are not installed (`pip install '.[plan]'`).
+What needs JAX's CUDA plugin or libtpu is skipped where they are not installed (`pip install '.[plan]'`, and `'.[rocm]'`
+for AMD's).
 """
 
+import ctypes
 import dataclasses
 import importlib.util
 import json
@@ -16,7 +18,7 @@ import tiny_bundles
 
 from cascade_jax import bundle as bundles
 from cascade_jax import cli
-from cascade_jax.measure import devices, shapes
+from cascade_jax.measure import devices, rocm, shapes
 from cascade_jax.measure import plan as planning
 from cascade_jax.measure.devices import DEVICES, DeviceError, Roofline, describe
 from cascade_jax.measure.hlo import Frame
@@ -49,6 +51,9 @@ cuda = pytest.mark.skipif(
     not (installed("jax_plugins") and installed("jax_plugins.xla_cuda13")), reason="needs JAX's CUDA plugin"
 )
 tpu = pytest.mark.skipif(not installed("libtpu"), reason="needs libtpu")
+amd = pytest.mark.skipif(
+    not (installed("jax_plugins") and installed("jax_plugins.xla_rocm7")), reason="needs JAX's ROCm plugin"
+)
 
 
 def test_a_kernel_takes_its_launch_and_the_longer_of_moving_and_computing():
@@ -124,18 +129,21 @@ def test_a_topology_is_taken_that_has_enough_devices(text, needed, topology):
     ("text", "needed", "says"),
     [("h1000", 1, "unknown device 'h1000'; known: h100, h200, a100"), ("v5e:2", 1, "give it as v5e:2x2"),
      ("h100:2x2", 1, "give it as h100:8"), ("h100:", 1, "give it as h100:8"), ("v5e:2x2", 8, "has 4"),
-     ("v5e", 1000, "v5e:16x16 has 256"), ("mi300x", 1, "without ROCm")],
+     ("v5e", 1000, "v5e:16x16 has 256")],
 )  # fmt: skip
 def test_what_cannot_be_described_is_refused_in_a_line(text, needed, says):
     with pytest.raises(DeviceError, match=says):
         describe(text, needed)
 
 
-@pytest.mark.parametrize(("name", "what"), [("h100", "JAX's CUDA plugin"), ("v5e", "libtpu")])
-def test_what_compiles_for_a_device_is_asked_for_by_name(name, what, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("name", "what", "extra"),
+    [("h100", "JAX's CUDA plugin", "plan"), ("v5e", "libtpu", "plan"), ("mi300x", "JAX's ROCm plugin", "rocm")],
+)
+def test_what_compiles_for_a_device_is_asked_for_by_name(name, what, extra, monkeypatch, capsys):
     monkeypatch.setattr(devices, "_installed", lambda module: False)
     assert cli.main(["plan", "--device", name]) == 2
-    assert f"{what}: pip install 'cascade_jax[plan]'" in capsys.readouterr().err
+    assert f"{what}: pip install 'cascade_jax[{extra}]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -210,6 +218,23 @@ def test_what_does_not_fit_is_said_with_numbers(plan):
     assert line == "ar, batch 1: 169.89 GB are needed on each device, which has 84.94 GB"
 
 
+def test_libraries_that_are_missing_are_stood_in_for(tmp_path):
+    """A library that needs another, which is gone, loads beside a stand-in whose functions all fail."""
+    compile_ = lambda name, source, *flags: subprocess.run(
+        ["cc", "-shared", "-fPIC", "-w", "-x", "c", "-", "-o", str(tmp_path / name), f"-Wl,-soname,{name}", *flags],
+        input=source, text=True, check=True,
+    )  # fmt: skip
+    compile_("libgone.so.7", "int answer(void) { return 42; }")
+    flags = f"-L{tmp_path}", "-l:libgone.so.7"
+    compile_("libneeds.so", "int answer(void); int asked(void) { return answer(); }", *flags)
+    (tmp_path / "libgone.so.7").unlink()
+    with pytest.raises(OSError, match=r"libgone\.so\.7"):
+        ctypes.CDLL(str(tmp_path / "libneeds.so"))
+    assert rocm.stand_in(tmp_path / "libneeds.so") == ["libgone.so.7"]
+    assert ctypes.CDLL(str(tmp_path / "libneeds.so")).asked() == 100
+    assert rocm.stand_in(tmp_path / "libneeds.so") == []
+
+
 def run_plan(*flags: str) -> subprocess.CompletedProcess:
     """The command in a process of its own, as a test's own compiles without most optimisations."""
     env = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XLA_"))}
@@ -246,6 +271,14 @@ def test_scenes_is_planned_in_a_fresh_process(tmp_path):
     assert "Where a step's time goes: cascade, batch 1" in done.stdout
     assert "models/transformer.py:" in done.stdout
     assert (tmp_path / "plans" / "scenes-h100.md").exists()
+
+
+@amd
+def test_an_mi300x_is_planned_for_without_rocm():
+    done = run_plan("--device", "mi300x", "--programs", "step", "--json")
+    assert done.returncode == 0, done.stderr
+    strict, drafted = json.loads(done.stdout)[0]["cases"]
+    assert 50 < strict["step"]["kernels"] < drafted["step"]["kernels"]
 
 
 @tpu

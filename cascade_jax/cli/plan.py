@@ -49,7 +49,7 @@ class Plan(Command):
     """Parameters are shapes only, so nothing has to fit here."""
 
     device: flags.commas()
-    """h100, h200, a100, b200, v5e, v5p, v6e; with a topology as v5e:2x2 or h100:8"""
+    """h100, h200, a100, b200, mi300x, v5e, v5p, v6e; with a topology as v5e:2x2 or h100:8"""
     model: Annotated[str, arg(metavar="MODEL")] = "scenes"
     """scenes, or the folder of a converted model"""
     shapes: flags.commas(default="") = ()

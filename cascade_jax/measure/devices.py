@@ -2,9 +2,9 @@
 
     devices = describe("h100").compile_only(1)
 
-CUDA's plugin compiles for a description of a card (XLA's `GpuTargetConfig`), libtpu for the name of a topology; neither
-needs the device. Figures are the makers': dense bfloat16 products, memory, and links to other devices in one direction.
-What a launch and an exchange cost at least is assumed, and is to be fitted where a device is at hand.
+The plugins for CUDA and ROCm compile for a description of a card (XLA's `GpuTargetConfig`), libtpu for the name of a
+topology; none needs the device. Figures are the makers': dense bfloat16 products, memory, and links to other devices in
+one direction. What a launch and an exchange cost at least is assumed, and is to be fitted where a device is at hand.
 """
 
 import contextlib
@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import jax
 from jax.experimental import topologies
+
+from cascade_jax.measure import rocm
 
 
 class DeviceError(ValueError):
@@ -44,14 +46,14 @@ class Roofline:
 
 @dataclass(frozen=True)
 class Card:
-    """The part of XLA's description of a CUDA device that its compiler reads.
+    """The part of XLA's description of a GPU that its compiler reads.
 
     Attributes:
-      cores: streaming multiprocessors, each with `units` float32 units.
+      cores: streaming multiprocessors or compute units, each with `units` float32 units.
       clock: GHz.
       cache: bytes of the level-2 cache.
       shared: bytes of shared memory that a block may ask for.
-      capability: major compute capability.
+      capability: CUDA's major compute capability, or the name of AMD's architecture.
     """
 
     cores: int
@@ -59,7 +61,7 @@ class Card:
     clock: float
     cache: int
     shared: int
-    capability: int
+    capability: int | str
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Device:
       name: as it is asked for.
       title: its full name.
       memory: bytes.
-      card: for CUDA; None for TPUs.
-      topology: of TPUs, "2x2"; of CUDA devices on one host, their number.
+      card: of GPUs; None for TPUs.
+      topology: of TPUs, "2x2"; of GPUs on one host, their number.
     """
 
     name: str
@@ -84,7 +86,9 @@ class Device:
     @property
     def platform(self) -> str:
         """The name that JAX lowers for."""
-        return "tpu" if self.card is None else "cuda"
+        if self.card is None:
+            return "tpu"
+        return "rocm" if isinstance(self.card.capability, str) else "cuda"
 
     @property
     def count(self) -> int:
@@ -102,28 +106,41 @@ class Device:
                 _need(self, "libtpu")
                 with _no_host():
                     return list(topologies.get_topology_desc(f"{self.name}:{self.topology}", "tpu").devices)
+            if self.platform == "rocm":
+                _need(self, rocm.PLUGIN)
+                with rocm.compiling() as register:
+                    try:
+                        return self._described()
+                    except NotImplementedError:  # JAX had looked at its plugins before, and found no card
+                        register()
+                        return self._described()
             _need(self, "jax_plugins.xla_cuda13", "jax_plugins.xla_cuda12")
-            shape = f"1x1x{self.count}"
-            config = self._target_config()
-            return list(topologies.get_topology_desc(shape, "cuda", target_config=config, topology=shape).devices)
-        except (jax.errors.JaxRuntimeError, RuntimeError) as error:
+            return self._described()
+        except (RuntimeError, OSError) as error:  # JAX's own errors are RuntimeErrors
             what = str(error).splitlines()[0]
             raise DeviceError(f"{self.name}:{self.topology} cannot be compiled for: {what}") from error
 
+    def _described(self) -> list[jax.Device]:
+        shape, config = f"1x1x{self.count}", self._target_config()
+        return list(topologies.get_topology_desc(shape, self.platform, target_config=config, topology=shape).devices)
+
     def _target_config(self) -> str:
-        card = self.card
+        card, amd = self.card, self.platform == "rocm"
+        capability = f'rocm_compute_capability {{ gcn_arch_name: "{card.capability}" }}'
+        if not amd:
+            capability = f"cuda_compute_capability {{ major: {card.capability} }}"
         return f"""
             gpu_device_info {{
-              threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-              shared_memory_per_block: 49152 shared_memory_per_block_optin: {card.shared}
-              shared_memory_per_core: {card.shared + 1024}
+              threads_per_block_limit: 1024 threads_per_warp: {64 if amd else 32} threads_per_core_limit: 2048
+              shared_memory_per_block: {card.shared if amd else 49152} shared_memory_per_block_optin: {card.shared}
+              shared_memory_per_core: {card.shared + (0 if amd else 1024)}
               core_count: {card.cores} fpus_per_core: {card.units} clock_rate_ghz: {card.clock}
               block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
               memory_bandwidth: {self.roofline.bandwidth:.0f} l2_cache_size: {card.cache}
-              device_memory_size: {self.memory} cuda_compute_capability {{ major: {card.capability} }}
-              registers_per_core_limit: 65536 registers_per_block_limit: 65536
+              device_memory_size: {self.memory} {capability}
+              registers_per_core_limit: {131072 if amd else 65536} registers_per_block_limit: {131072 if amd else 65536}
             }}
-            platform_name: "CUDA" dnn_version_info {{ major: 9 minor: 10 }}
+            platform_name: "{self.platform.upper()}" dnn_version_info {{ {"" if amd else "major: 9 minor: 10"} }}
             device_description_str: "{self.title}"
         """
 
@@ -149,6 +166,10 @@ DEVICES = {
             "b200", "NVIDIA B200", 191514411008, Roofline(7.672e12, 2250e12, link=900e9, **_GPU),
             Card(148, 128, 1.965, 132644864, 232448, 10),
         ),
+        Device(
+            "mi300x", "AMD Instinct MI300X", 206158430208, Roofline(5.3e12, 1307e12, link=448e9, **_GPU),
+            Card(304, 128, 2.1, 4194304, 65536, "gfx942:sramecc+:xnack-"),
+        ),
         Device("v5e", "Google TPU v5e", 16 << 30, Roofline(819e9, 197e12, link=200e9, **_TPU), topology="1x1"),
         Device("v5p", "Google TPU v5p", 95 << 30, Roofline(2.765e12, 459e12, link=600e9, **_TPU), topology="2x2x1"),
         Device("v6e", "Google TPU v6e", 32 << 30, Roofline(1.64e12, 918e12, link=400e9, **_TPU), topology="1x1"),
@@ -166,11 +187,6 @@ def describe(text: str, devices: int = 1) -> Device:
       DeviceError: if there is no such device, or it has too few of them.
     """
     name, colon, topology = text.strip().partition(":")
-    if name in ("mi300x", "mi300"):
-        raise DeviceError(
-            f"{name} cannot be compiled for without ROCm: its plugin loads beside ROCm 7's libraries only; "
-            "cascade-jax export lowers programs for rocm on any machine"
-        )
     if name not in DEVICES:
         raise DeviceError(f"unknown device {text!r}; known: {', '.join(DEVICES)}, with a topology as v5e:2x2 or h100:8")
     device = DEVICES[name]
@@ -215,8 +231,9 @@ def _no_host():
 def _need(device: Device, *modules: str) -> None:
     """Makes sure that one of the modules is installed."""
     if not any(_installed(module) for module in modules):
-        what = "libtpu" if device.card is None else "JAX's CUDA plugin"
-        raise DeviceError(f"planning for {device.name} needs {what}: pip install 'cascade_jax[plan]'")
+        what = {"tpu": "libtpu", "cuda": "JAX's CUDA plugin", "rocm": "JAX's ROCm plugin"}[device.platform]
+        extra = "rocm" if device.platform == "rocm" else "plan"
+        raise DeviceError(f"planning for {device.name} needs {what}: pip install 'cascade_jax[{extra}]'")
 
 
 def _installed(module: str) -> bool:

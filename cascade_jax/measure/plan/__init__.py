@@ -290,7 +290,8 @@ def _bytes_on_one(tree) -> int:
 
 
 def _versions(device: Device) -> dict[str, str]:
-    packages = ("jax", "jaxlib", "libtpu" if device.platform == "tpu" else "jax-cuda13-plugin")
+    compilers = {"tpu": "libtpu", "cuda": "jax-cuda13-plugin", "rocm": "jax-rocm7-plugin"}
+    packages = ("jax", "jaxlib", compilers[device.platform])
     found = {}
     for package in packages:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
