@@ -100,10 +100,17 @@ class Plan(Command):
             return self._bundles(), *checked
 
     def run(self, loaded, line) -> None:
+        from cascade_jax.measure.plan import report
+
         bundles, devices, sizes = loaded
-        with compile_only():
-            plans = [self._plan(name, bundle, device, sizes) for name, bundle in bundles.items() for device in devices]
-        self._report(plans, line)
+        plans = []
+        for name, bundle in bundles.items():
+            for device in devices:
+                with compile_only():
+                    plans.append(self._plan(name, bundle, device, sizes))
+                if self.out is not None:
+                    report.write(self.out, plans[-1:], line)
+        self._report(plans)
 
     def _bundles(self) -> dict:
         """Models by name, shapes in place of parameters."""
@@ -126,11 +133,9 @@ class Plan(Command):
                 progress=console.step, programs=[program for program in PROGRAMS if program in self.programs],
             )  # fmt: skip
 
-    def _report(self, plans: list, line: str) -> None:
+    def _report(self, plans: list) -> None:
         from cascade_jax.measure.plan import report
 
-        if self.out is not None:
-            report.write(self.out, plans, line)
         if self.json:
             print(json.dumps([plan.json() for plan in plans], indent=2, ensure_ascii=False))
         else:

@@ -60,7 +60,7 @@ class ProgramPlan:
 
 @dataclass(frozen=True)
 class Picture:
-    """A batch of pictures, modelled: seconds of its prefill, its steps and its pixels, and of all three.
+    """A batch of pictures, modelled: seconds of its prefill, its steps and its pixels, and of all that were compiled.
 
     Steps are turns of the loop, where that was compiled: alone, a step may copy what the loop writes in place.
 
@@ -71,7 +71,7 @@ class Picture:
 
     prefill: float
     steps: float
-    pixels: float
+    pixels: float | None
     seconds: float
     tokens_per_step: float
     speedup: float | None
@@ -279,8 +279,8 @@ def _picture(case: Case, length: int, alpha: float | None) -> Picture | None:
         return None
     tokens = 1.0 if case.method == "ar" else alpha + 1
     prefill, steps = case.programs["prefill"].total.seconds, (length - 1) / tokens * case.turn.seconds
-    pixels = case.programs["pixels"].total.seconds if "pixels" in case.programs else 0.0
-    return Picture(prefill, steps, pixels, prefill + steps + pixels, tokens, None)
+    pixels = case.programs["pixels"].total.seconds if "pixels" in case.programs else None
+    return Picture(prefill, steps, pixels, prefill + steps + (pixels or 0.0), tokens, None)
 
 
 def _bytes_on_one(tree) -> int:

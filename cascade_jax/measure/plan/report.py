@@ -71,20 +71,17 @@ def markdown(plan: Plan, command: str) -> str:
     return "\n".join(lines)
 
 
-def write(folder: pathlib.Path, plans: Iterable[Plan], command: str) -> list[str]:
-    """Writes a page and its figures for every plan, and an index of all that the folder has; returns their names."""
-    plans, names = list(plans), []
+def write(folder: pathlib.Path, plans: Iterable[Plan], command: str) -> None:
+    """Writes a page and its figures for every plan, and an index of all that the folder has."""
     with files.published(folder) as temporary:
         for plan in plans:
             stem = page(plan)
             (temporary / f"{stem}.md").write_text(markdown(plan, command), encoding="utf-8")
             stored = json.dumps({"command": command, **plan.json()}, indent=1, ensure_ascii=False)
             (temporary / f"{stem}.json").write_text(stored + "\n", encoding="utf-8")
-            names += [f"{stem}.md", f"{stem}.json"]
         there = {file.name: file for place in (folder, temporary) for file in sorted(place.glob("*.json"))}
         stored = {name: json.loads(there[name].read_text(encoding="utf-8")) for name in sorted(there)}
         (temporary / _INDEX).write_text(_index(stored), encoding="utf-8")
-    return [*names, _INDEX]
 
 
 def page(plan: Plan) -> str:
@@ -168,7 +165,7 @@ def _pictures(plan: Plan) -> Section:
     for case in plan.cases:
         if (p := case.picture) is not None:
             speedup = "–" if p.speedup is None else f"{p.speedup:.2f}x"
-            times = (f"{1e3 * seconds:,.1f} ms" for seconds in (p.prefill, p.steps, p.pixels, p.seconds))
+            times = ("–" if s is None else f"{1e3 * s:,.1f} ms" for s in (p.prefill, p.steps, p.pixels, p.seconds))
             rows.append((*_case(case), f"{p.tokens_per_step:.2f}", *times, speedup))
     given = "" if plan.alpha is None else f" for a given alpha of {plan.alpha:g}"
     return Section(f"A batch of pictures, modelled{given}", head, rows)
