@@ -124,7 +124,7 @@ def _configure_meta(style: str) -> Callable[[Source, Known], ChameleonConfig]:
             kv_heads=None if kv_heads == heads else kv_heads,
             vocab_size=vocab,
             norm_eps=source.number(params, "norm_eps", 1e-5),
-            rope_base=float(source.number(params, "rope_theta", 10000)),
+            rope_base=source.number(params, "rope_theta", 10000),
             **_picture(style, source, known),
         )
 

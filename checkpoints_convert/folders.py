@@ -33,12 +33,14 @@ class Place:
       files: that hold its tensors.
       expected: tensors that it must have, if an index says so.
       apart: whether the files may be checkpoints of their own as well.
+      notes: what was passed over, for people.
     """
 
     path: pathlib.Path
     files: tuple[pathlib.Path, ...]
     expected: frozenset[str] | None = None
     apart: bool = False
+    notes: tuple[str, ...] = ()
 
 
 class _Incomplete(ConvertError):
@@ -112,7 +114,7 @@ def place(path: pathlib.Path) -> Place:
     for candidate in (_indexed, _whole, _sharded):
         try:
             if found := candidate(path):
-                return found
+                return _instead(found, incomplete)
         except _Incomplete as error:
             incomplete = incomplete or error
     if incomplete:
@@ -122,6 +124,14 @@ def place(path: pathlib.Path) -> Place:
     if (path / "params").is_dir() and (path / "config.json").is_file():
         raise ConvertError(f"{path} is a converted model already: name what was downloaded")
     raise ConvertError(f"{path} holds no {', '.join(SAFETENSORS + PICKLES)} file")
+
+
+def _instead(found: Place, incomplete: _Incomplete | None) -> Place:
+    """A checkpoint that is read in place of one that is incomplete, with a note that says so."""
+    if incomplete is None:
+        return found
+    note = f"note: {incomplete}; {listed(file.name for file in found.files)} is read instead"
+    return dataclasses.replace(found, notes=(*found.notes, note))
 
 
 def within(folder: pathlib.Path, levels: int = 2) -> list[pathlib.Path]:
@@ -175,7 +185,7 @@ def _indexed(folder: pathlib.Path) -> Place | None:
             raise ConvertError(f"{folder / name} names files outside its folder: {listed(outside)}")
         lost = [shard for shard in shards if not (folder / shard).is_file()]
         if not lost:
-            return Place(folder, tuple(folder / shard for shard in shards), tensors)
+            return _instead(Place(folder, tuple(folder / shard for shard in shards), tensors), incomplete)
         lacks = f"{folder} lacks {listed(lost)}, which {name} names: download them too"
         incomplete = incomplete or _Incomplete(lacks)
     if incomplete:

@@ -86,7 +86,7 @@ def check_kind(source: Source, settings: Mapping[str, Any]) -> None:
 def rope_base(source: Source, settings: Mapping[str, Any]) -> float:
     """The rotary embedding's base, wherever a version of transformers keeps it."""
     newer = settings.get("rope_parameters") or {}
-    return float(source.number(newer if settings.get("rope_theta") is None else settings, "rope_theta", 10000))
+    return source.number(newer if settings.get("rope_theta") is None else settings, "rope_theta", 10000)
 
 
 def check_published(source: Source, known: Known, dim: int, count: int, published: Iterable[Any]) -> None:

@@ -93,7 +93,7 @@ def _configure_hugging_face(source: Source, known: Known) -> LlamaGenConfig:
         vocab_size=vocab,
         kv_heads=None if kv_heads == heads else kv_heads,
         norm_eps=source.number(settings, "rms_norm_eps", 1e-5),
-        rope_base=float(source.number(settings, "rope_base", 10000)),
+        rope_base=source.number(settings, "rope_base", 10000),
         **sizes,
     )
 
@@ -124,7 +124,7 @@ def _image_tokens(source: Source, known: Known, told: int | None = None) -> int:
     square = known.parts["vq"].downsampling if "vq" in known.parts else 16
     named = folders.number_in_name(source.path, (256, 384, 512)) if told is None else None
     pixels = known.pixels or named
-    if told is not None and pixels is None:
+    if isinstance(told, int) and pixels is None:
         return told
     if pixels is None:
         raise ConvertError(f"{source.path.name} does not say how large its pictures are: give --pixels 256, 384 or 512")

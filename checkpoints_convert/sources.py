@@ -94,7 +94,7 @@ class Source:
         stated = usual if settings.get(name) is None else settings[name]
         if isinstance(stated, bool) or not isinstance(stated, int | float) or not 0 < stated < float("inf"):
             raise ConvertError(f"{self.path}: config.json says {name} {stated!r}, and that must be a positive number")
-        return stated
+        return float(stated)
 
     def check_settings(self, settings: Mapping[str, Any], **found: int | None) -> None:
         """Compares sizes that the settings state with those of the tensors.
@@ -131,7 +131,7 @@ def open_source(path: str | pathlib.Path, others: Iterable[pathlib.Path] = ()) -
     path = _found(pathlib.Path(path))
     place = _listing(path, folders.place)
     contents = {file: read_tensors(file) for file in place.files}
-    notes = tuple(note for content in contents.values() for note in content.notes)
+    notes = (*place.notes, *(note for content in contents.values() for note in content.notes))
     tensors: dict[str, Tensor] = {}
     twice = None
     for file, content in contents.items():

@@ -135,6 +135,7 @@ def test_complete_shards_of_either_kind_are_read_where_the_others_are_not(tmp_pa
     (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": where}))
     source = sources.open_source(folder)
     assert {file.suffix for file in source.files} == {".bin"} and source.tensors.keys() == tensors.keys()
+    assert "lacks model-00002-of-00003.safetensors" in source.notes[0] and "is read instead" in source.notes[0]
     (folder / "pytorch_model.bin.index.json").unlink()
     assert {file.suffix for file in sources.open_source(folder).files} == {".bin"}
     save_file(tensors, folder / "model.safetensors")

@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from safetensors.numpy import save_file
 
+import cascade_jax as cj
 from cascade_jax import cache as kv
 from cascade_jax.cache import Context
 from cascade_jax.drafters.eagle import Eagle1
@@ -264,10 +265,33 @@ def test_a_drafter_of_another_architecture_is_refused(tmp_path):
         drafter(tmp_path / "drafter", target=JANUS_TARGET)
 
 
+def narrow_eagle3(dim: int = DIM // 2) -> published.Tensors:
+    """An EAGLE-3 drafter of half the target's width."""
+
+    def cut(name: str, x: np.ndarray) -> np.ndarray:
+        if name in ("d2t", "t2d"):
+            return x
+        rows = dim // 2 if "k_proj" in name or "v_proj" in name else dim
+        x = x[:rows] if x.shape[0] in (DIM, DIM // 2) else x
+        whole = x.ndim == 1 or name in ("fc.weight", "midlayer.mlp.down_proj.weight")
+        return x if whole else x[:, : x.shape[1] // 2]
+
+    return {name: np.ascontiguousarray(cut(name, x)) for name, x in published.eagle3().items()}
+
+
 def test_eagle3_needs_an_embedding_of_its_own_where_it_is_narrower_than_its_target(tmp_path):
-    narrow = {name: x[: DIM // 2] if x.shape[:1] == (DIM,) else x for name, x in published.eagle3().items()}
+    narrow, settings = narrow_eagle3(), published.EAGLE3_SETTINGS | {"hidden_size": DIM // 2}
     with pytest.raises(ConvertError, match="has width 64 and no embedding of its own, and the target's has width 128"):
-        drafter(tmp_path / "drafter", narrow, layout=eagle.EAGLE3)
+        drafter(tmp_path / "lacking", narrow, layout=eagle.EAGLE3, hidden_size=DIM // 2)
+    narrow["embed_tokens.weight"] = published.tensor("embed_tokens.weight", CODES, DIM // 2)
+    own = published.write_folder(tmp_path / "drafter", narrow, settings)
+    target = published.write_pickle(tmp_path / "x.pt", published.llamagen(), "model")
+    vq = published.write_pickle(tmp_path / "vq.pt", published.vq(**SMALL_VQ), "model")
+    convert("llamagen", [target, vq, own], tmp_path / "model", pixels=8)
+    model = cj.load(tmp_path / "model")
+    caption = cj.Prompt(features=jnp.zeros((published.SLOTS, published.CAPTION)))
+    prefix = model.prefix([caption], guided=True)
+    assert [x.shape[-1] for x in (prefix.embeddings, prefix.drafter_embeddings)] == [DIM, DIM // 2]
 
 
 def test_eagle3s_tokens_are_checked(tmp_path):

@@ -189,7 +189,8 @@ class LlamaGen(nnx.Module):
             holes = None if holes is None else jnp.concatenate([holes, holes])
         zero = jnp.zeros((), jnp.int32)
         filler = self.embed(zero) if drafter is None else drafter.embed(zero, self)
-        filler = jnp.broadcast_to(filler.astype(x.dtype), x.shape)
+        # a drafter's embeddings may be narrower
+        filler = jnp.broadcast_to(filler.astype(x.dtype), (*x.shape[:-1], filler.shape[-1]))
         return Prefix(x, filler, jnp.full(x.shape[0], x.shape[1], jnp.int32), holes)
 
     def rope(self, positions: jax.Array) -> jax.Array:
