@@ -1,4 +1,4 @@
-"""The one reader of pictures: any that people have, as 8-bit RGB, one by one or a folder in batches.
+"""The one reader of pictures, any that people have, as 8-bit RGB, one by one or a folder in batches; and their writer.
 
 Grey, palettes and print colours become RGB, 16 bits a channel are scaled to 8, and transparency is left out, as
 `pytorch-fid` and the training code of published models do. What has no scale of its own (32-bit integers, floating
@@ -7,10 +7,14 @@ point) is refused, for a wrong guess would go unseen.
 
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.PngImagePlugin import PngInfo
+
+from cascade_jax import files
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -121,3 +125,39 @@ def _loaded(path: pathlib.Path) -> Image.Image:
 def _unreadable(path: pathlib.Path, error: Exception) -> ValueError:
     what = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
     return ValueError(f"cannot read the picture {path}: {what}")
+
+
+def destinations(prompts: Sequence[str], out: pathlib.Path | None) -> list[pathlib.Path]:
+    """Where each prompt's picture goes.
+
+    Args:
+      out: a .png file for one picture, or a folder; None for a file or folder here.
+
+    Raises:
+      ValueError: if it cannot be written.
+    """
+    slugs = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].strip("-") or "picture" for prompt in prompts]
+    if len(prompts) == 1 and (out is None or out.suffix.lower() == ".png"):
+        path = pathlib.Path(f"{slugs[0]}.png") if out is None else out
+        files.check_file(path)
+        return [path]
+    if out is not None and out.suffix.lower() == ".png":
+        raise ValueError(f"{out} is one picture, and {len(prompts)} are asked for: give a folder")
+    if out is not None and out.suffix.lower() in (".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"):
+        raise ValueError(f"pictures are written as PNG: --out ends in .png or is a folder, not {out}")
+    folder = pathlib.Path("pictures") if out is None else out
+    files.check_folder(folder)
+    paths = [folder / f"{slug}-{number}.png" for number, slug in enumerate(slugs)]
+    for path in paths:
+        if path.is_dir():
+            raise ValueError(f"cannot write {path}: it is a folder")
+    return paths
+
+
+def write(path: pathlib.Path, image: np.ndarray, **notes: str) -> None:
+    """Writes uint8 [H, W, 3] as a PNG, whole or not at all; `notes` become the file's text entries."""
+    info = PngInfo()
+    for name, text in notes.items():
+        info.add_itxt(name, text)
+    with files.whole(path) as temporary:
+        Image.fromarray(image).save(temporary, "PNG", pnginfo=info)

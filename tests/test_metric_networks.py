@@ -19,7 +19,6 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from cascade_jax import bundle, cli, pictures
-from cascade_jax.evaluation import files
 from cascade_jax.evaluation.metrics import clip as clip_score
 from cascade_jax.evaluation.metrics import fid
 from cascade_jax.models import clip, inception
@@ -145,7 +144,7 @@ def test_pictures_are_resized_as_torch_does(shape):
 def test_a_folders_statistics_are_those_of_the_networks_features(network, tmp_path):
     images = np.random.default_rng(7).integers(0, 256, (3, 20, 30, 3), np.uint8)
     for number, image in enumerate(images):
-        files.write_png(tmp_path / f"{number}.png", image)
+        pictures.write(tmp_path / f"{number}.png", image)
     loaded = fid.load(network)
     moments = fid.gather(loaded, pictures.paths(tmp_path), batch=2)
     graph, state = nnx.split(bundle.load_metric(network))

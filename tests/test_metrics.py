@@ -112,7 +112,7 @@ def test_every_metric_has_a_name_of_its_own_and_a_place():
 
 def test_an_album_is_stacked_to_its_last_picture():
     album = Album.of(np.zeros((5, 2, 2, 3), np.uint8), ["a"] * 5)
-    assert [len(batch) for batch in stacks(album, 2)] == [2, 2, 1]
+    assert [len(batch) for batch in stacks(album.images(), 2)] == [2, 2, 1]
 
 
 def test_curves_do_not_blow_up_differences_that_are_none():

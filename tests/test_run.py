@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from small import write_bundle
 
-from cascade_jax import cli, methods, pipeline, rules
+from cascade_jax import cli, files, methods, pipeline, rules
 from cascade_jax.cli import evaluate
 from cascade_jax.evaluation import figures as made
 from cascade_jax.evaluation import jobs, metrics, run
@@ -214,6 +214,12 @@ def test_bad_input_is_refused_before_anything_is_written(labels, captions, messa
     with pytest.raises(ValueError, match=message):
         run.evaluate(bundle, dict.fromkeys(labels, wanted["ar"]), captions, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_somebody_works_in_is_left_alone(bundle, wanted, tmp_path):
+    with files.owned(tmp_path / "run"), pytest.raises(files.InUse, match="run is in use by process"):
+        run.evaluate(bundle, wanted, CAPTIONS, tmp_path / "run", **OPTIONS)
+    assert not (tmp_path / "run").exists()
 
 
 def test_pictures_must_be_there_to_be_measured(wanted, tmp_path):

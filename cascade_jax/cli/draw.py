@@ -42,10 +42,10 @@ class Generate(Command):
             raise ValueError("a prompt is empty")
         methods.check_name(self.method)
         self.model.check()
-        from cascade_jax.evaluation import files
+        from cascade_jax.pictures import destinations
 
         prompts = [prompt for prompt in self.prompts for _ in range(self.count)]
-        return prompts, files.picture_paths(prompts, self.out)
+        return prompts, destinations(prompts, self.out)
 
     def load(self, checked):
         prompts, paths = checked
@@ -77,7 +77,7 @@ class Generate(Command):
 
     def _draw(self, loaded, compiling, progress) -> tuple[list[dict], float]:
         """Draws and writes all pictures: what is known of each, and the seconds without compilation."""
-        from cascade_jax.evaluation import files
+        from cascade_jax.pictures import write
 
         pictures, seconds, method = [], 0.0, loaded.method
         begin, compiled = time.perf_counter(), 0.0
@@ -88,7 +88,7 @@ class Generate(Command):
             seconds += spent
             for row, i in enumerate(indices):
                 note = {"Description": loaded.prompts[i], "Comment": f"{method.name}, seed {self.seed}, picture {i}"}
-                files.write_png(loaded.paths[i], drawn.images[row], **note)
+                write(loaded.paths[i], drawn.images[row], **note)
                 figures = {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
                 place = {"prompt": loaded.prompts[i], "seed": self.seed, "number": i, "file": str(loaded.paths[i])}
                 pictures.append({**place, **figures, "seconds": spent / len(indices)})

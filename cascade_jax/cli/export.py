@@ -75,9 +75,9 @@ class RunExported(Command):
         if not self.prompts:
             raise ValueError("there is no prompt: give one behind the file")
         flags.check_seed(self.seed)
-        from cascade_jax.evaluation import files
+        from cascade_jax import pictures
 
-        return files.picture_paths(self.prompts, self.out)
+        return pictures.destinations(self.prompts, self.out)
 
     def load(self, paths):
         from cascade_jax.export.artifact import Artifact
@@ -90,7 +90,7 @@ class RunExported(Command):
         return opened, encoded, paths
 
     def run(self, loaded, line) -> None:
-        from cascade_jax.evaluation import files
+        from cascade_jax import pictures
 
         opened, encoded, paths = loaded
         begin = time.perf_counter()
@@ -98,7 +98,7 @@ class RunExported(Command):
         seconds = time.perf_counter() - begin
         for number, path in enumerate(paths):
             interrupts.check()
-            files.write_png(path, drawn.images[number], Description=self.prompts[number])
+            pictures.write(path, drawn.images[number], Description=self.prompts[number])
             print(f"{path}  {drawn.stats.steps[number]} steps, alpha {drawn.stats.alpha[number]:.2f}")
         console.say(f"{seconds:.1f} s with compilation")
 

@@ -21,7 +21,6 @@ from cascade_jax import files, interrupts, pictures
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.evaluation.figures import acceptance_figures
-from cascade_jax.evaluation.files import write_png
 from cascade_jax.evaluation.metrics import Album, Gauge
 from cascade_jax.measure.clock import machine
 from cascade_jax.methods import Method
@@ -108,7 +107,7 @@ def keep(
     own = {"number": number, "prompt": prompt, "seed": seed, "process": jax.process_index()}
     own |= {name: getattr(drawn.stats, name)[row].item() for name in vars(drawn.stats)}
     note = {"Description": prompt, "Comment": f"{method.name}, seed {seed}, picture {number}"}
-    write_png(folder / f"{number:06d}.png", drawn.images[row], **note)
+    pictures.write(folder / f"{number:06d}.png", drawn.images[row], **note)
     files.write_json(_record(folder, number), own)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cascade_jax import files
+from cascade_jax import files, interrupts
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, default_sampling
 from cascade_jax.evaluation import curves, figures, metrics, run, tables
@@ -85,7 +85,7 @@ def sweep(
     known = {} if memory is None else _recalled(memory)
     what = None if memory is None else _digest(bundle, prompts, seed, sampling, gauges)
     measured = []
-    for method in methods:
+    for method in interrupts.safely(methods):
         key = json.dumps([what, method.name, by_name.tree_name(method.tree), method.settings])
         if key not in known:
             known[key] = _measure(bundle, method, prompts, seed, sampling, gauges)

@@ -24,7 +24,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from cascade_jax import decode, pipeline
+from cascade_jax import decode, interrupts, pipeline
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
 from cascade_jax.measure import parts
@@ -54,6 +54,7 @@ def acceptance(bundle: Bundle, method: Method, prompts: Sequence[Prompt], seed: 
     state = pipeline.start(bundle, prompts, jax.random.key(seed), tree, sampling)
     hits, visits = np.zeros((tree.depth, tree.width)), np.zeros(tree.depth)
     while np.any(going := np.asarray(state.count) < program.length):
+        interrupts.check()
         state, paths = _step(program, params, state, method.rule, sampling)
         count(tree, np.asarray(paths)[going], hits, visits)
     return chances(hits, visits)

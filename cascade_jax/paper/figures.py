@@ -1,4 +1,4 @@
-"""Figures of what `analysis` and `confidence` find, as matplotlib figures: a step's tree, similarities, maps.
+"""Figures of what `traces` and `confidence` find, as matplotlib figures: a step's tree, similarities, maps.
 
 draw_step(trace, 12, bundle).savefig("step.png")
 """
@@ -89,7 +89,7 @@ def draw_rows(images: Sequence[np.ndarray], heatmaps: Sequence[np.ndarray], rows
 
     Args:
       images: uint8 [B] of [height, width, 3].
-      heatmaps: of each, [H, W, W]; see `analysis.similarity_rows`.
+      heatmaps: of each, [H, W, W]; see `traces.similarity_rows`.
       rows: which rows, from 0; None for three: an upper, a middle and the last one.
     """
     from matplotlib.figure import Figure
@@ -115,7 +115,7 @@ def draw_sequences(images: Sequence[np.ndarray], full: Sequence[np.ndarray], hea
 
     Args:
       images: uint8 [B] of [height, width, 3].
-      full: of each, [H W, H W]; see `analysis.similarity`.
+      full: of each, [H W, H W]; see `traces.similarity`.
       heatmaps: as of `draw_rows`.
     """
     from matplotlib.figure import Figure
@@ -140,7 +140,7 @@ def draw_confidence(found: Confidence, images: np.ndarray, places: np.ndarray, c
     Args:
       found: over B pictures.
       images: uint8 [B, height, width, 3].
-      places: see `analysis.places`.
+      places: see `traces.places`.
       codes: size of the codebook, whose logarithm is the largest entropy.
       shown: how many pictures.
     """
@@ -168,7 +168,7 @@ def draw_confidence(found: Confidence, images: np.ndarray, places: np.ndarray, c
 
 
 def draw_map(image: np.ndarray, values: np.ndarray, title: str = "", most: float | None = None):
-    """A picture, and the picture in grey under a map of values [H, W], such as `analysis.relaxation_map`'s.
+    """A picture, and the picture in grey under a map of values [H, W], such as `traces.relaxation_map`'s.
 
     Args:
       most: the value of the strongest colour; None for the largest.

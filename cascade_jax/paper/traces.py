@@ -5,7 +5,7 @@
     rates, examined = acceptance_by_depth_and_rank(seen)
     heat = relaxation_map(seen)
 
-`evaluation.step_figure` draws a step; how sure the target is of its tokens, `evaluation.confidence` says.
+`figures.draw_step` draws a step; how sure the target is of its tokens, `confidence` says.
 """
 
 import dataclasses

@@ -29,7 +29,7 @@ def gauge(distance: Distance) -> Gauge:
         if progress is not None:
             told = lambda done, total: progress("Inception features", done, total)
         own = inception.statistics(
-            inception.gather(network, stacks(album, inception.BATCH), album.names, progress=told), origin
+            inception.gather(network, stacks(album.images(), inception.BATCH), album.names, progress=told), origin
         )
         if keep is not None:
             inception.write(keep, own)

@@ -18,7 +18,7 @@ def _open(order: Order) -> Gauge | None:
 
     def measure(album: Album, progress: Progress | None = None) -> np.ndarray:
         shares: list[float] = []
-        for images in stacks(album):
+        for images in stacks(album.images()):
             shares.extend(referee.fidelity(images, album.texts[len(shares) : len(shares) + len(images)]))
         return np.array(shares)
 

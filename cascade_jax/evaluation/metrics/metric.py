@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import pathlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -197,10 +197,10 @@ def interval(figure: Callable[[np.ndarray], float], count: int, resamples: int =
     return tuple(float(x) for x in np.quantile(figures, (0.025, 0.975)))
 
 
-def stacks(album: Album, size: int = 64) -> Iterator[np.ndarray]:
-    """An album's pictures, which have one size, in batches uint8 [at most `size`, H, W, 3]."""
+def stacks(images: Iterable[np.ndarray], size: int = 64) -> Iterator[np.ndarray]:
+    """Pictures of one size, uint8 [H, W, 3] each, in batches uint8 [at most `size`, H, W, 3]."""
     batch = []
-    for image in album.images():
+    for image in images:
         batch.append(image)
         if len(batch) == size:
             yield np.stack(batch)

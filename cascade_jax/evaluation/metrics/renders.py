@@ -21,7 +21,7 @@ def _open(order: Order) -> Gauge | None:
 
     def measure(album: Album, progress: Progress | None = None) -> float | None:
         moments, seen = Moments(), 0
-        for images in stacks(album):
+        for images in stacks(album.images()):
             moments = moments.merged(referee.moments(images, album.names[seen : seen + len(images)]))
             seen += len(images)
         return referee.distance(moments)

@@ -11,7 +11,7 @@ normalised; captions by CLIP's byte-pair encoding, cut at 77 tokens.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from flax import nnx
 from PIL import Image
 
 from cascade_jax import bundle
+from cascade_jax.evaluation.metrics.metric import stacks
 from cascade_jax.models.clip import CLIP, CLIPConfig, normalise
 from cascade_jax.text.tokens import open_tokenizer
 from cascade_jax.training.data import fingerprint
@@ -64,7 +65,7 @@ class Scorer:
         """
         ids = self.tokens(texts)
         done: list[np.ndarray] = []
-        for prepared in _batches((prepare(image, self.config.image_size) for image in images), batch):
+        for prepared in stacks((prepare(image, self.config.image_size) for image in images), batch):
             own = ids[len(done) : len(done) + len(prepared)]
             if len(own) < len(prepared):
                 raise ValueError(f"there are more pictures than captions ({len(texts)}): each needs its own")
@@ -109,17 +110,6 @@ def prepare(image: np.ndarray, size: int) -> np.ndarray:
     resized = np.asarray(Image.fromarray(image).resize((wide, high), Image.Resampling.BICUBIC))
     top, left = (high - size) // 2, (wide - size) // 2
     return resized[top : top + size, left : left + size]
-
-
-def _batches(images: Iterator[np.ndarray], size: int) -> Iterator[np.ndarray]:
-    batch = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == size:
-            yield np.stack(batch)
-            batch = []
-    if batch:
-        yield np.stack(batch)
 
 
 @jax.jit(static_argnums=0)
