@@ -30,7 +30,7 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
     if drafter:
         eagle, params["drafter"], _ = run.trained(runs / "drafter")
     settings = {
-        name: json.loads((runs / name / "settings.json").read_text())
+        name: json.loads((runs / name / "settings.json").read_text(encoding="utf-8"))
         for name in ("target", "drafter")
         if (runs / name / "settings.json").exists()
     }

@@ -104,7 +104,7 @@ class Data:
         """
         self.folder = pathlib.Path(folder)
         try:
-            self.about = json.loads((self.folder / "data.json").read_text())
+            self.about = json.loads((self.folder / "data.json").read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError) as error:
             raise DataError(f"{folder} holds no training data: make some with cascade-jax distill") from error
         if self.about.get("format") != FORMAT:

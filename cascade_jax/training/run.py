@@ -184,7 +184,7 @@ def is_run(folder: str | pathlib.Path) -> bool:
 
 def _settings(folder: str | pathlib.Path) -> dict[str, Any]:
     path = pathlib.Path(folder) / "settings.json"
-    return json.loads(path.read_text()) if path.is_file() else {}
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def merge(

@@ -27,7 +27,7 @@ def agree(path: pathlib.Path, settings: dict[str, Any], what: str = "a run") -> 
     if not path.exists():
         return
     try:
-        old = json.loads(path.read_text())
+        old = json.loads(path.read_text(encoding="utf-8"))
         settings = json.loads(json.dumps(settings))
         names = [name for name in {**old, **settings} if old.get(name) != settings.get(name)]
     except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
