@@ -214,10 +214,10 @@ def _tpu_topology(device: Device, devices: int) -> str:
 
 @contextlib.contextmanager
 def _no_host():
-    """Keeps libtpu, while it is loaded, from asking the cloud which host this is, and from complaining of answers."""
+    """Keeps libtpu, while it is loaded, from asking the cloud which host this is, and from claiming that for itself."""
     answers = {
         "TPU_SKIP_MDS_QUERY": "1", "TPU_ACCELERATOR_TYPE": "v5litepod-4", "TPU_WORKER_HOSTNAMES": "localhost",
-        "TPU_WORKER_ID": "0",
+        "TPU_WORKER_ID": "0", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     }  # fmt: skip
     missing = answers.keys() - os.environ.keys()
     os.environ.update({name: answers[name] for name in missing})

@@ -30,22 +30,22 @@ def train_tokenizer(
     folder: str | pathlib.Path,
     *,
     steps: int = 1500,
-    warmup: int = 500,
+    warmup: int | None = None,
     batch: int = 2,
     seed: int = 0,
     rate: float = 0.02,
 ) -> VQModel:
     """Trains the tokenizer in two runs, both resumable.
 
-    `folder/autoencoder` trains `warmup` steps without quantisation. Then the codebook is set to the centres of that
-    encoder's latents, and `folder/quantised` trains `steps` steps with it. Codes that no latent of a pool of pictures
-    chooses are revived from random latents every 200 steps, up to three quarters of the run. A codebook that meets a
-    random encoder collapses; this one never meets a random encoder.
+    `folder/autoencoder` trains `warmup` steps, or a third of `steps`, without quantisation. Then the codebook is set to
+    the centres of that encoder's latents, and `folder/quantised` trains `steps` steps with it. Codes that no latent of
+    a pool of pictures chooses are revived from random latents every 200 steps, up to three quarters of the run. A
+    codebook that meets a random encoder collapses; this one never meets a random encoder.
 
     A step sees 4 * `batch` crops of a quarter of a picture, each of another scene, which makes gradients less noisy
     than `batch` whole pictures would; in the last quarter of the run it sees whole pictures.
     """
-    folder = pathlib.Path(folder)
+    folder, warmup = pathlib.Path(folder), max(1, steps // 3) if warmup is None else warmup
     graphdef, params = nnx.split(VQModel(TOKENIZER, rngs=nnx.Rngs(seed)))
     settings = {"warmup": warmup, "batch": batch, "rate": rate}
 
