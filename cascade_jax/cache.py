@@ -105,6 +105,12 @@ def filled(slots: int, length: jax.Array, holes: jax.Array | None = None) -> jax
     return bias(seen)[:, None, None, :]
 
 
+def capacity(prefix: int, length: int, depth: int) -> int:
+    """Slots of the cache of a picture of `length` tokens: the last step may write a whole path of a tree of this depth
+    behind the last but one."""
+    return prefix + length + depth + 1
+
+
 def room(segment: Segment, slots: int) -> Segment:
     """A cache of `slots` zeros for keys and values like these."""
 

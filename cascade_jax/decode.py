@@ -135,7 +135,7 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
     first = jax.vmap(warping.draw)(first_keys, warping.warp(logits, sampling))
     tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
 
-    capacity = slots + program.length + depth + 1
+    capacity = kv.capacity(slots, program.length, depth)
     memory = None
     if program.drafter is not None:
         drafter, read = nnx.merge(program.drafter, params["drafter"]), split(features, program.taps)[1]

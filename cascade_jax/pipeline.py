@@ -136,8 +136,8 @@ def generate(
 
     Args:
       prompts: texts, or encoded prompts.
-      key: a random key; picture i draws from fold_in(key, i). Or a key for every picture, [B]. A picture depends on
-        its prompt and its key alone, whatever else is in the batch.
+      key: a random key, or a seed; picture i draws from fold_in(key, i). Or a key for every picture, [B]. A picture
+        depends on its prompt and its key alone, whatever else is in the batch.
       rule: the acceptance rule; None for `strict()`.
       tree: the draft tree; `trees.ROOT` is autoregressive decoding.
       sampling: None for the model's own settings.
@@ -145,7 +145,8 @@ def generate(
         interrupts, nothing returns to the host before the last token.
 
     Raises:
-      ValueError: for no prompt, an unreadable one, or settings out of range.
+      ValueError: for no prompt, an unreadable one, keys of another number, or settings out of range.
+      TypeError: for prompts that are no list of texts or encoded prompts, or a key that is none.
       interrupts.Interrupted: between two steps, if that was asked for.
     """
     tokens, stats = _drawn(model, prompts, key, rule, tree, sampling, progress)
@@ -169,8 +170,6 @@ def draw_tokens(
 
 def _drawn(model, prompts, key, rule, tree, sampling, progress) -> tuple[jax.Array, Report]:
     """Tokens and figures, on a mesh of more rows than prompts."""
-    if not prompts:
-        raise ValueError("there is no prompt")
     sampling = (bundle.default_sampling(model.config) if sampling is None else sampling).checked()
     state = start(model, prompts, key, tree, sampling)
     program = model.program(tree)
@@ -195,15 +194,33 @@ def start(model: Bundle, prompts, key: jax.Array, tree: Tree | DynamicTree, samp
     On a mesh it is a state of `sharding.prefill`, and the last prompt is repeated until `data` divides the batch.
     """
     program, encoded = model.program(tree), model.encode(prompts)
-    keys = key if key.ndim else picture_keys(key, np.arange(len(prompts)))
-    if keys.shape != (len(prompts),):
-        raise ValueError(f"{len(prompts)} prompts need one key or {len(prompts)}, not keys of shape {keys.shape}")
+    keys = typed(key)
+    keys = keys if keys.ndim else picture_keys(keys, np.arange(len(encoded)))
+    if keys.shape != (len(encoded),):
+        raise ValueError(f"{len(encoded)} prompts need one key or {len(encoded)}, not keys of shape {keys.shape}")
     missing = 0 if model.mesh is None else -len(prompts) % model.mesh.shape[DATA]
     prefix = model.prefix([*encoded, *encoded[-1:] * missing], guided=sampling.guidance is not None)
     keys = jnp.concatenate([keys, *[keys[-1:]] * missing]) if missing else keys
     if model.mesh is not None:
         return sharding.prefill(model.mesh, program, model.decoding_params(program), prefix, keys, sampling)
     return decode.prefill_jit(program, model.decoding_params(program), prefix, keys, sampling)
+
+
+def typed(key: jax.Array | int) -> jax.Array:
+    """A seed, or keys of `jax.random.key` or of the older `jax.random.PRNGKey`, as keys of the former kind.
+
+    Raises:
+      TypeError: if it is nothing of it.
+    """
+    if isinstance(key, (int, np.integer)) and not isinstance(key, bool):
+        return jax.random.key(key)
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        return key
+    raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))  # of the older kind
+    if isinstance(key, (jax.Array, np.ndarray)) and key.dtype == raw.dtype and key.shape[-1:] == raw.shape:
+        return jax.random.wrap_key_data(key)
+    what = f"{key.dtype} {key.shape}" if isinstance(key, (jax.Array, np.ndarray)) else repr(key)
+    raise TypeError(f"key is jax.random.key(SEED), or one for every picture, not {what}")
 
 
 @jax.jit

@@ -23,10 +23,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from cascade_jax import decode
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Config, Placement
+from cascade_jax.cache import capacity
 from cascade_jax.decode import DecodeState, Prefix, Program
 from cascade_jax.mesh import DATA, MODEL, lies_by_row
 from cascade_jax.models.transformer import OutputMajor, straight
 from cascade_jax.sampling import Sampling
+from cascade_jax.tree import EAGLE_25
 
 # Which axis of a parameter lies over `model`, by the end of its path; the first that matches holds.
 _DIVIDED = (
@@ -84,7 +86,7 @@ def needed(config: Config, arrays: dict[str, Any], dtype, *, data: int, model: i
     Args:
       arrays: shapes and types by dotted path, see `bundle.stored`.
       dtype: of the floating-point parameters.
-      batch: pictures drawn at once, on the whole mesh, with guidance.
+      batch: pictures drawn at once, on the whole mesh, with guidance and the usual tree.
     """
     mesh = jax.sharding.AbstractMesh((data, model), (DATA, MODEL))
     place, parameters = placement(mesh), 0
@@ -95,7 +97,7 @@ def needed(config: Config, arrays: dict[str, Any], dtype, *, data: int, model: i
     layers = [(config.target.block, config.target.layers)]
     if config.drafter is not None:
         layers.append((config.drafter.block, config.drafter.layers))
-    slots = config.target.condition_slots + config.target.length
+    slots = capacity(config.target.condition_slots, config.target.length, EAGLE_25.depth)
     heads = sum(2 * block.kv_heads * block.head_dim * count for block, count in layers)
     rows = 2 * -(-batch // data)
     return {"parameters": parameters, "caches": heads * slots * rows * np.dtype(dtype).itemsize // model}

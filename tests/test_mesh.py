@@ -86,4 +86,4 @@ def test_a_7b_model_is_estimated_by_its_shapes():
     arrays = {f"target.{name}": leaf for name, leaf in artifact.named(bundle.abstract(config).params["target"]).items()}
     needed = sharding.needed(config, arrays, jnp.bfloat16, data=1, model=4, batch=1)
     assert needed["parameters"] == pytest.approx((6.48e9 + 65536 * 4096 + 8192 * 4096) * 2 / 4, rel=0.01)
-    assert needed["caches"] == 32 * 2 * 4096 * (128 + config.target.length) * 2 * 2 // 4
+    assert needed["caches"] == 32 * 2 * 4096 * (128 + config.target.length + 6) * 2 * 2 // 4

@@ -86,7 +86,8 @@ class Bundle:
         """Prompts as the target's conditioning.
 
         Raises:
-          ValueError: for an empty prompt, or text that the text encoder cannot read.
+          ValueError: for no prompt, an empty one, or text that the text encoder cannot read.
+          TypeError: for what is no list of texts or encoded prompts.
         """
         return encode(prompts, self.read)
 
@@ -105,8 +106,13 @@ class Bundle:
 
 def encode(prompts: Sequence[str | Prompt], read: Read | None) -> list[Prompt]:
     """Prompts as a target's conditioning; `read` is the text encoder, see `Bundle`. Raises as `Bundle.encode`."""
-    if isinstance(prompts, str):
-        raise ValueError("prompts are a list: put the text into brackets, [prompt]")
+    if isinstance(prompts, (str, Prompt)):
+        raise TypeError("prompts are a list: put the one into brackets, [prompt]")
+    for prompt in prompts:
+        if not isinstance(prompt, (str, Prompt)):
+            raise TypeError(f"a prompt is a text or a cascade_jax.Prompt, not {prompt!r}")
+    if not len(prompts):
+        raise ValueError("there is no prompt")
     texts = [p for p in prompts if isinstance(p, str)]
     for text in texts:
         if not text.strip():
