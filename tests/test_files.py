@@ -1,5 +1,6 @@
 """Whole or not at all, and one owner at a time, whatever kills a process."""
 
+import ast
 import errno
 import os
 import pathlib
@@ -229,3 +230,13 @@ def test_errors_name_the_destination_and_not_where_it_is_written_meanwhile(tmp_p
     other = tmp_path / "input.txt"
     with pytest.raises(FileNotFoundError, match=f"'{other}'"), files.whole(tmp_path / "a.txt"):
         other.read_text()
+
+
+def test_no_other_module_renames_a_temporary():
+    """What is damaged may be put aside under another name; that is no temporary."""
+    package, found = pathlib.Path(files.__file__).parent, set()
+    for path in [*package.rglob("*.py"), *(package.parent / "checkpoints_convert").rglob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr in ("rename", "renames", "mkstemp", "mkdtemp"):
+                found.add(path.relative_to(package.parent).as_posix())
+    assert found == {"cascade_jax/files.py", "cascade_jax/training/checkpoints.py"}

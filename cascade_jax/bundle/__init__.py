@@ -13,7 +13,7 @@ Room: `config` (config.json), `arrays` (parameters by path), `model` (a loaded m
 the one before. It imports the engine, models and files; of scenes, text encoders and methods it knows nothing.
 """
 
-from cascade_jax.bundle.arrays import flat, here, laid_out, nested, plain, restored_keys
+from cascade_jax.bundle.arrays import laid_out, nested, plain, restored_keys
 from cascade_jax.bundle.config import (
     FORMAT,
     BundleError,
@@ -26,10 +26,9 @@ from cascade_jax.bundle.config import (
     read_config,
     to_json,
 )
-from cascade_jax.bundle.model import Bundle, OneKey, abstract, encode, pictures, prefix, shapes, skeleton
+from cascade_jax.bundle.model import Bundle, abstract, encode, pictures, prefix, shapes, skeleton
 from cascade_jax.bundle.store import (
     NEIGHBOURS,
-    SHARD,
     Contents,
     Placement,
     Writer,
@@ -37,7 +36,6 @@ from cascade_jax.bundle.store import (
     contents,
     load,
     load_metric,
-    reader,
     save,
     save_neighbours,
     stored,
@@ -51,13 +49,11 @@ __all__ = [
     "FORMAT",
     "KINDS",
     "NEIGHBOURS",
-    "SHARD",
     "Bundle",
     "BundleError",
     "Config",
     "Contents",
     "MetricConfig",
-    "OneKey",
     "Placement",
     "Prompt",
     "Writer",
@@ -67,9 +63,7 @@ __all__ = [
     "contents",
     "default_sampling",
     "encode",
-    "flat",
     "from_json",
-    "here",
     "laid_out",
     "load",
     "load_metric",
@@ -79,7 +73,6 @@ __all__ = [
     "prefix",
     "read_any_config",
     "read_config",
-    "reader",
     "restored_keys",
     "save",
     "save_neighbours",
