@@ -40,7 +40,7 @@ else
   # what a run weighs does not matter here: checkpoints stay in a folder of their own, and the model alone comes back
   runs=$(mktemp -d) steps=() sequences=1024 count=16
   trap 'rm -rf "$runs"' EXIT
-  [ ${#tiny[@]} -gt 0 ] && steps=(--steps 2 --batch 2) sequences=2 count=1
+  [ ${#tiny[@]} -gt 0 ] && steps=(--steps 2 --batch 2) sequences=8 count=1
   echo "== training in $runs" | tee "$out/log.txt"
   scenes=("$python" -m cascade_jax scenes)
   part "tokenizer" 150 "${scenes[@]}" train tokenizer --out "$runs" "${steps[@]}"

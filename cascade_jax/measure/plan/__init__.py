@@ -206,7 +206,7 @@ def plan(
 def made_for(bundle: Bundle, name: str) -> Method:
     """A method by name for a bundle of shapes: LANTERN's table, which only its size matters of, is empty."""
     by_name.check_name(name)
-    if name.startswith("lantern") and bundle.neighbours is None:
+    if name in (by_name.LANTERN, by_name.LANTERN_PP) and bundle.neighbours is None:
         codes = bundle.config.vq.codebook_size
         bundle.neighbours = np.zeros((codes, min(1000, codes - 1)), np.int32)
     return by_name.method(name, bundle)
@@ -267,7 +267,7 @@ def _with_picture(case: Case, cases: Sequence[Case], length: int, alpha: float |
     seconds = _picture(case, length, alpha)
     if seconds is None:
         return case
-    strict = next((other for other in cases if other.method == "ar" and other.batch == case.batch), None)
+    strict = next((other for other in cases if other.method == by_name.AR and other.batch == case.batch), None)
     against = strict and _picture(strict, length, alpha)
     speedup = against.seconds / seconds.seconds if against else None
     return dataclasses.replace(case, picture=dataclasses.replace(seconds, speedup=speedup))
@@ -275,9 +275,9 @@ def _with_picture(case: Case, cases: Sequence[Case], length: int, alpha: float |
 
 def _picture(case: Case, length: int, alpha: float | None) -> Picture | None:
     """A prefill, which yields the first token, steps for the others, and pixels."""
-    if "prefill" not in case.programs or case.turn is None or (case.method != "ar" and alpha is None):
+    if "prefill" not in case.programs or case.turn is None or (case.method != by_name.AR and alpha is None):
         return None
-    tokens = 1.0 if case.method == "ar" else alpha + 1
+    tokens = 1.0 if case.method == by_name.AR else alpha + 1
     prefill, steps = case.programs["prefill"].total.seconds, (length - 1) / tokens * case.turn.seconds
     pixels = case.programs["pixels"].total.seconds if "pixels" in case.programs else None
     return Picture(prefill, steps, pixels, prefill + steps + (pixels or 0.0), tokens, None)

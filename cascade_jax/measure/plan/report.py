@@ -11,6 +11,7 @@ from rich.table import Table
 from cascade_jax import files
 from cascade_jax.measure.kernels import OTHER, PHASES
 from cascade_jax.measure.plan import Case, Plan
+from cascade_jax.methods import AR
 
 _INDEX = "README.md"
 
@@ -106,7 +107,7 @@ def _memory(plan: Plan) -> Section:
     for case in plan.cases:
         most = max((p.temporaries for p in case.programs.values()), default=0)
         loop = case.programs.get("loop") or case.programs.get("step")
-        read = plan.weights["target"] + (plan.weights.get("drafter", 0) if case.method != "ar" else 0)
+        read = plan.weights["target"] + (plan.weights.get("drafter", 0) if case.method != AR else 0)
         state = "–" if loop is None else _gb(loop.arguments - read)
         fits = "yes" if case.fits else f"no: {case.problem}" if case.problem else "no"
         needed = f"over {_gb(case.needed)}" if case.problem else _gb(case.needed)
@@ -119,7 +120,7 @@ def _steps(plan: Plan) -> Section:
     head = ("method", "batch", "tree", "kernels", "bytes", "over what goes in", "copies of 2 MB or more")
     head = (*head, "launches", "work", "exchanges", "step", "against ar")
     rows = []
-    strict = {case.batch: case.step for case in plan.cases if case.method == "ar"}
+    strict = {case.batch: case.step for case in plan.cases if case.method == AR}
     for case in plan.cases:
         if (step := case.step) is None:
             continue
@@ -198,10 +199,12 @@ def _index(stored: dict[str, dict[str, Any]]) -> str:
         "# Plans: what drawing would cost on machines that are not at hand",
         "",
         "Compiled, not run: kernels, bytes and memory are the compiler's, times a model's. Each page says what its",
-        "times are made of, and has the command that made it.",
+        "times are made of, and has the command that made it. Pictures are for the alpha that is given, and without",
+        "their pixels where a page has none.",
         "",
     ]
-    head = ("model", "device", "mesh", "method", "batch", "memory", "kernels", "bytes", "step", "picture", "speedup")
+    head = ("model", "device", "mesh", "method", "batch", "memory", "kernels", "bytes", "step", "alpha", "picture")
+    head = (*head, "speedup")
     rows = []
     for name, made in stored.items():
         link = f"[{made['name']}]({name.removesuffix('.json')}.md)"
@@ -213,7 +216,8 @@ def _index(stored: dict[str, dict[str, Any]]) -> str:
             drawn = "–" if picture is None else f"{1e3 * picture['seconds']:,.0f} ms"
             faster = "–" if picture is None or picture["speedup"] is None else f"{picture['speedup']:.2f}x"
             words = link, made["device"]["name"], mesh, case["method"], str(case["batch"])
-            rows.append((*words, memory, *costs, drawn, faster))
+            alpha = "–" if picture is None or case["method"] == AR else f"{made['alpha']:g}"
+            rows.append((*words, memory, *costs, alpha, drawn, faster))
     return "\n".join([*lines, *_table(head, rows, 5), ""])
 
 
