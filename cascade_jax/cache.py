@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from cascade_jax import mesh
+from cascade_jax import mesh, platforms
+from cascade_jax.kernels.append import APPENDED, append
 
 MASKED = -1e30
 
@@ -61,6 +62,19 @@ class Prefix:
 
 
 @struct.dataclass
+class Filled:
+    """What is in a cache: `length[r]` slots of row r, but for those that are padding; see `filled` for its mask.
+
+    Attributes:
+      length: int [R].
+      holes: bool [R, P], true where one of the first P slots is padding that nobody may see; None for no padding.
+    """
+
+    length: jax.Array
+    holes: jax.Array | None = None
+
+
+@struct.dataclass
 class Context:
     """What the new tokens of a forward pass see, computed once and shared by all layers.
 
@@ -68,8 +82,8 @@ class Context:
       rope: [R, S, D/2, 2], cosine and sine of the new tokens' rotary angles.
       new_bias: additive mask among the new tokens, broadcastable to [R, 1, S, S].
       past_bias: for every past segment its additive mask, broadcastable to [R, 1, S, T].
-      past_length: for every past segment int [R], the slots beyond which its mask hides everything, so that they need
-        not be read; None where that is not known. Empty if it is known of none.
+      past_filled: for every past segment what its mask shows, if that is so many slots: kernels need no mask then, and
+        read no further. None for other masks. Empty if all are.
 
     In place of a mask None says that new token i sees slot i of that segment and no other, as the chains of EAGLE-3's
     training-time test do, one for every position of a sequence: S scores in place of S x S.
@@ -78,7 +92,7 @@ class Context:
     rope: jax.Array
     new_bias: jax.Array | None
     past_bias: tuple[jax.Array | None, ...] = ()
-    past_length: tuple[jax.Array | None, ...] = ()
+    past_filled: tuple[Filled | None, ...] = ()
 
 
 def bias(mask: jax.Array) -> jax.Array:
@@ -107,8 +121,12 @@ def filled(slots: int, length: jax.Array, holes: jax.Array | None = None) -> jax
 
 def capacity(prefix: int, length: int, depth: int) -> int:
     """Slots of the cache of a picture of `length` tokens: the last step may write a whole path of a tree of this depth
-    behind the last but one."""
-    return prefix + length + depth + 1
+    behind the last but one.
+
+    Rounded up to a multiple of 32: what is not one of 8 is copied to be one before every product on GPUs, and read in
+    narrower pieces by kernels.
+    """
+    return -(-(prefix + length + depth + 1) // 32) * 32
 
 
 def room(segment: Segment, slots: int) -> Segment:
@@ -122,22 +140,36 @@ def room(segment: Segment, slots: int) -> Segment:
     return each(zeros, segment)
 
 
-def write(cache: Segment, new: Segment, start: jax.Array, after: jax.Array | None = None) -> Segment:
+def write(
+    cache: Segment, new: Segment, start: jax.Array, after: jax.Array | None = None, nodes: jax.Array | None = None
+) -> Segment:
     """Writes row r's new keys and values, a segment of S slots, into its slots start[r] ... start[r] + S - 1.
 
     Args:
       after: float [R], anything that was computed from all layers of this cache. New keys do not depend on what their
         layer's attention reads, so XLA may want to write first and, to be able to, copies every cache twice a step.
         Slots that depend on `after` make it read first, and then it writes in place.
+      nodes: int [R, n], which of the new slots to write, one behind the other; None for all of them.
     """
     if after is not None:
         start = jnp.where(jnp.isnan(after), 0, start)
 
-    def put(axis, slots, rows):
-        place = jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=axis - 1))
-        return mesh.divided(place(slots, rows.astype(slots.dtype), start), 1)
+    def general(cache, new, start, nodes):
+        def put(axis, slots, rows):
+            place = jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=axis - 1))
+            return mesh.divided(place(slots, rows.astype(slots.dtype), start), 1)
 
-    return each(put, cache, new)
+        return each(put, cache, new if nodes is None else take(new, nodes))
+
+    def at_once(cache, new, start, nodes, interpret=False):
+        if nodes is None:
+            nodes = jnp.broadcast_to(jnp.arange(slots(new)), (start.shape[0], slots(new)))
+        cache, new = ([(layer.key, layer.value) for layer in segment] for segment in (cache, new))
+        return tuple(KV(*pair) for pair in append(cache, new, nodes, start, interpret=interpret))
+
+    count = slots(new) if nodes is None else nodes.shape[1]
+    function = platforms.by_lowering(general, at_once) if count <= APPENDED else general
+    return function(cache, new, start, nodes)
 
 
 def take(new: Segment, nodes: jax.Array) -> Segment:

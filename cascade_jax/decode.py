@@ -27,7 +27,7 @@ from cascade_jax.cache import Context, Prefix, Segment
 from cascade_jax.draft import Draft, Outcome
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import Turns, Verdict, finish, walk
+from cascade_jax.verify import Turns, Verdict, conclude, finish, walk
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
     zeroth = jnp.zeros((batch, 1), jnp.int32)
     logits = _guided_logits(program, target, split(last, program.taps)[0], sampling, zeroth)[:, 0]
     first_keys = jax.vmap(lambda key: jax.random.fold_in(key, program.length))(keys)  # no step has that number
-    first = jax.vmap(warping.draw)(first_keys, warping.warp(logits, sampling))
+    first = warping.draw_warped(first_keys, logits, sampling)
     tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
 
     capacity = kv.capacity(slots, program.length, depth)
@@ -237,7 +237,7 @@ def target_pass(program: Program, params, state: DecodeState, drafted: Draft) ->
         target.rope(state.length[:, None] + depths),
         kv.bias(ancestors)[:, None],
         (kv.filled(kv.slots(state.cache), state.length, state.holes),),
-        (state.length,),
+        (kv.Filled(state.length, state.holes),),
     )
     embeddings = target.embed(jnp.maximum(drafted.tokens, 0))
     return target(jnp.concatenate([embeddings] * branches), context, (state.cache,), program.taps)
@@ -274,8 +274,10 @@ def decide(
         keys, topology, drafted.tokens, drafted.probs, at_inner, features[:batch]
     )
     end = walked.end[:, None]
-    last = jnp.take_along_axis(laws, end[..., None], axis=1) if every else warp(logits_at(end))
-    return jax.vmap(finish)(walked, last[:, 0]), walked.turns, laws if every else None
+    if every:
+        return jax.vmap(finish)(walked, jnp.take_along_axis(laws, end[..., None], axis=1)[:, 0]), walked.turns, laws
+    bonus = warping.draw_warped(walked.key, logits_at(end)[:, 0], sampling, walked.leftover)
+    return jax.vmap(conclude)(walked, bonus), walked.turns, None
 
 
 def commit(
@@ -300,7 +302,7 @@ def commit(
     tokens = jax.vmap(lambda t, e, at: jax.lax.dynamic_update_slice(t, e, (at,)))(state.tokens, emitted, state.count)
 
     row_path, row_kept = jnp.concatenate([path] * branches), jnp.concatenate([kept] * branches)
-    cache = kv.write(state.cache, kv.take(fresh, row_path), state.length, after=features[:, 0, 0])
+    cache = kv.write(state.cache, fresh, state.length, after=features[:, 0, 0], nodes=row_path)
     if memory is not None:
         drafter, target = nnx.merge(program.drafter, params["drafter"]), nnx.merge(program.target, params["target"])
         read, keys = split(features, program.taps)[1], _step_keys(state, 2)

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from cascade_jax import mesh, platforms
-from cascade_jax.kernels.rows import LARGEST, by_row
+from cascade_jax import mesh
+from cascade_jax.kernels.rows import Rows, on_rows
 
 EXCLUDED = -jnp.inf
 
@@ -80,32 +80,51 @@ def guided_logits(head: Callable, features: jax.Array, guidance: jax.Array | Non
 def warp(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """The probabilities [..., V] from which a token with these (guided) logits [..., V] is drawn."""
     results = ((logits.shape[-1], jnp.float32),)
-    return _on_rows(_warped, _warped, results, sampling, (logits,), (EXCLUDED,))[0]
+    return _on_rows(_warped, _warped, sampling, [Rows(logits, EXCLUDED)], results)[0]
 
 
-def propose(logits: jax.Array, noise: jax.Array, sampling: Sampling, count: int) -> tuple[jax.Array, jax.Array]:
-    """Warps logits [..., V] and draws `count` tokens one after the other without replacement.
+def propose(
+    logits: jax.Array, noise: jax.Array, first: int, sampling: Sampling, count: int
+) -> tuple[jax.Array, jax.Array]:
+    """Warps logits [B, n, V] and draws `count` tokens one after the other without replacement.
 
     Args:
-      noise: [..., V], Gumbel noise; zeros for the likeliest tokens, see `distinct`.
+      noise: [B, m, V], of which rows from `first` on are for these: Gumbel noise; zeros for the likeliest tokens, see
+        `distinct`.
 
     Returns:
-      The probabilities [..., V], and the tokens int [..., count].
+      The probabilities [B, n, V], and the tokens int [B, n, count].
     """
+
+    def general(sampling, logits, noise):
+        return _proposed(count, top, sampling, logits, noise[:, first : first + logits.shape[1]])
+
+    rows = Rows(logits, EXCLUDED), Rows(noise, cut=(first, noise.shape[1]))
     results = (logits.shape[-1], jnp.float32), (count, jnp.int32)
-    by_sorting, by_rounds = (functools.partial(_proposed, count, best) for best in (top, _top_by_rounds))
-    return _on_rows(by_sorting, by_rounds, results, sampling, (logits, noise), (EXCLUDED, 0.0))
+    return _on_rows(general, functools.partial(_proposed, count, _top_by_rounds), sampling, rows, results)
 
 
 def likeliest_of(logits: jax.Array, sampling: Sampling, count: int) -> tuple[jax.Array, jax.Array]:
     """The `count` largest log probabilities [..., count] of warped logits [..., V], and their tokens."""
-    results = (count, jnp.float32), (count, jnp.int32)
     by_sorting, by_rounds = (functools.partial(_best, count, best) for best in (top, _top_by_rounds))
-    return _on_rows(by_sorting, by_rounds, results, sampling, (logits,), (EXCLUDED,))
+    results = (count, jnp.float32), (count, jnp.int32)
+    return _on_rows(by_sorting, by_rounds, sampling, [Rows(logits, EXCLUDED)], results)
 
 
-def _best(count, best, sampling, logits):
-    return tuple(best(jax.nn.log_softmax(warp_logits(logits, sampling), axis=-1), count))
+def draw_warped(keys: jax.Array, logits: jax.Array, sampling: Sampling, instead: jax.Array | None = None) -> jax.Array:
+    """`draw` from warped logits [B, V], with a key for every row [B]: tokens int [B].
+
+    Args:
+      instead: [B, V], what to draw from in rows where any of it is above 0.
+    """
+    uniforms = jax.vmap(_uniforms)(keys)
+    rows = [Rows(logits, EXCLUDED), Rows(uniforms)] + ([] if instead is None else [Rows(instead)])
+
+    def general(sampling, *arrays):
+        return jax.vmap(functools.partial(_drawn, _by_product, sampling))(*arrays)
+
+    of_row = functools.partial(_drawn, _by_scan)
+    return _on_rows(general, of_row, sampling, rows, ((1, jnp.int32),))[0][:, 0]
 
 
 def _warped(sampling, logits):
@@ -117,21 +136,22 @@ def _proposed(count, best, sampling, logits, noise):
     return jnp.exp(log_probs), distinct(log_probs + noise, count, best)
 
 
-def _on_rows(general: Callable, of_row: Callable, results, sampling: Sampling, rows, fills):
-    """`general(sampling, *rows)` of arrays [..., V]; on a GPU `of_row` for every row, which has to give the same.
+def _best(count, best, sampling, logits):
+    return tuple(best(jax.nn.log_softmax(warp_logits(logits, sampling), axis=-1), count))
 
-    Not with top-p, which sorts, nor with rows that are longer than a program's registers.
-    """
-    lead = rows[0].shape[:-1]
 
-    def at_once(sampling, *rows, interpret=False):
-        flat = [row.reshape(-1, row.shape[-1]) for row in rows]
-        made = by_row(of_row, sampling, flat, fills, results, interpret=interpret)
-        return tuple(x.reshape(*lead, x.shape[-1]) for x in made)
+def _drawn(cumulative, sampling, logits, uniforms, instead=None):
+    (probs,) = _warped(sampling, logits)
+    if instead is not None:
+        probs = jnp.where(jnp.max(instead) > 0, instead, probs)
+    return (_draw_by(cumulative, uniforms, probs)[None],)
 
-    if sampling.top_p is not None or max(row.shape[-1] for row in rows) > LARGEST:
-        return general(sampling, *rows)
-    return platforms.by_lowering(general, at_once)(sampling, *rows)
+
+def _on_rows(general: Callable, of_row: Callable, sampling: Sampling, rows, results):
+    """`on_rows`, but with top-p, which sorts."""
+    if sampling.top_p is not None:
+        return general(sampling, *(own.array for own in rows))
+    return on_rows(general, of_row, sampling, rows, results)
 
 
 def warp_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
@@ -222,24 +242,40 @@ def draw(key: jax.Array, probs: jax.Array) -> jax.Array:
     First a block of 128 tokens, then one of it, each by the inverse of a short cumulative sum. Noise for every token of
     the vocabulary would take a twentieth of a small model's step on CPU, and more of a batch's.
     """
-    blocks = jnp.pad(probs, (0, -len(probs) % _BLOCK)).reshape(-1, _BLOCK)
-    uniforms = jax.random.uniform(key, (2,))
-    block = _inverse(jnp.sum(blocks, axis=-1), uniforms[0])
-    return (block * _BLOCK + _inverse(blocks[block], uniforms[1])).astype(jnp.int32)
+    return _draw_by(_by_product, _uniforms(key), probs)
 
 
 _BLOCK = 128
 
 
-def _inverse(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+def _uniforms(key):
+    return jax.random.uniform(key, (2,))
+
+
+def _draw_by(cumulative: Callable, uniforms: jax.Array, probs: jax.Array) -> jax.Array:
+    blocks = jnp.pad(probs, (0, -len(probs) % _BLOCK)) if len(probs) % _BLOCK else probs
+    blocks = blocks.reshape(-1, _BLOCK)
+    first, second = (jnp.sum(jnp.where(jnp.arange(len(uniforms)) == i, uniforms, 0.0)) for i in (0, 1))
+    block = _inverse(jnp.sum(blocks, axis=-1), first, cumulative)
+    own = jnp.sum(jnp.where((jnp.arange(len(blocks)) == block)[:, None], blocks, 0.0), axis=0)
+    return (block * _BLOCK + _inverse(own, second, cumulative)).astype(jnp.int32)
+
+
+def _inverse(weights: jax.Array, uniform: jax.Array, cumulative: Callable | None = None) -> jax.Array:
     """The first of positive `weights` [n] with which their cumulative sum exceeds the share `uniform` of it all."""
-    size = len(weights)
-    upto = np.triu(np.ones((size, size), np.float32))
-    # as a product: XLA makes a cumulative sum of a dozen small operations
-    mass = jnp.matmul(weights, upto, precision=jax.lax.Precision.HIGHEST)
-    places, possible = jnp.arange(size), weights > 0
+    mass, places, possible = (cumulative or _by_product)(weights), jnp.arange(len(weights)), weights > 0
     last = jnp.max(jnp.where(possible, places, 0))
-    return jnp.min(jnp.where(possible & (mass > uniform * mass[-1]), places, last))
+    return jnp.min(jnp.where(possible & (mass > uniform * jnp.max(mass)), places, last))
+
+
+def _by_product(weights):
+    """A cumulative sum as a product: XLA makes a dozen small operations of it otherwise."""
+    upto = np.triu(np.ones((len(weights), len(weights)), np.float32))
+    return jnp.matmul(weights, upto, precision=jax.lax.Precision.HIGHEST)
+
+
+def _by_scan(weights):
+    return jnp.cumsum(weights)
 
 
 def draw_distinct(key: jax.Array, log_probs: jax.Array, count: int) -> jax.Array:

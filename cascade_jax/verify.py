@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from cascade_jax import sampling
+from cascade_jax import platforms, sampling
 from cascade_jax.acceptance import Rule, Siblings, ratio, remainder
+from cascade_jax.kernels.rows import Rows, on_rows
 from cascade_jax.tree import Topology, Tree
 
-UNROLLED = 8  # siblings, and as many levels of as many: on a GPU every turn of a loop is a launch of all its kernels
+UNROLLED = 8  # siblings, and as many levels of as many
 
 
 @struct.dataclass
@@ -158,8 +159,14 @@ def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rul
         return Walk(jnp.zeros(1, jnp.int32), jnp.int32(0), None, zero, zero, jnp.bool_(False), bonus_key)
     probs = warp(target_logits)
     excluded = (probs == 0) & ~jnp.isneginf(target_logits)
-    candidates = examine(topology, inner, tokens, draft_probs, probs, excluded, features, rule)
-    path, end, charges, visits = descend(walk_key, topology, inner, candidates, rule)
+
+    def looked(unroll, interpret=False):
+        del interpret
+        candidates = examine(topology, inner, tokens, draft_probs, probs, excluded, features, rule, unroll)
+        return candidates, descend(walk_key, topology, inner, candidates, rule, unroll)
+
+    seen = platforms.by_lowering(functools.partial(looked, False), functools.partial(looked, True))()
+    candidates, (path, end, charges, visits) = seen
     slot = jnp.asarray(slots(inner, len(tokens)))[end]
     has_children = jnp.any(candidates.nodes[slot] >= 0) & (slot >= 0)
     leftover = jnp.where(has_children, candidates.leftover[slot], 0.0)
@@ -170,7 +177,11 @@ def finish(walk: Walk, probs: jax.Array) -> Verdict:
     """Draws the bonus token, given the target's distribution [V] at the walk's end."""
     if walk.leftover is not None:
         probs = jnp.where(jnp.any(walk.leftover > 0), walk.leftover, probs)
-    bonus = sampling.draw(walk.key, probs)
+    return conclude(walk, sampling.draw(walk.key, probs))
+
+
+def conclude(walk: Walk, bonus: jax.Array) -> Verdict:
+    """The verdict, given the bonus token."""
     return Verdict(walk.path, jnp.sum(walk.path > 0), bonus, walk.nominal, walk.coupled, walk.diverged)
 
 
@@ -181,13 +192,14 @@ def slots(inner: np.ndarray, size: int) -> np.ndarray:
     return table
 
 
-def examine(topology, inner, tokens, draft_probs, probs, excluded, features, rule: Rule) -> Candidates:
+def examine(topology, inner, tokens, draft_probs, probs, excluded, features, rule: Rule, unroll=False) -> Candidates:
     """The vocabulary-sized part, for all inner nodes at once; only the sibling index is sequential.
 
     Args:
       draft_probs: [M, V] or None.
       probs: [M, V], the target's distributions at the inner nodes.
       excluded: bool [M, V], what sampling settings exclude there.
+      unroll: whether to write out loops that are short: on a GPU every turn of one is a launch of all its kernels.
     """
     children, size = jnp.asarray(topology.children), len(tokens)
     token_of = jnp.append(tokens, -1)  # index -1, no node, reads the last entry
@@ -204,30 +216,84 @@ def examine(topology, inner, tokens, draft_probs, probs, excluded, features, rul
     next_probs = jnp.where((slot >= 0)[..., None], own[slot], 0.0)
     family = Siblings(child_tokens, probs, probs, alike, token_of[grandchildren], continued, next_probs)
 
-    def turn(state, j):
-        residual, draft = state
-        token = child_tokens[:, j]
-        one_hot = jax.nn.one_hot(token, probs.shape[-1])
-        p = one_hot if draft_probs is None else draft
-        target_x = jnp.take_along_axis(residual, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
-        draft_x = jnp.where(token >= 0, jnp.take_along_axis(p, jnp.maximum(token, 0)[:, None], axis=1)[:, 0], 0.0)
-        now = family.replace(residual=residual, draft=p)
-        offers = jax.vmap(rule.offer, (0, None))(now, j)
-        exists = (draft_x > 0)[:, None]
-        left = jax.vmap(functools.partial(remainder, rule), (0, None))(now, j)
-        residual = jnp.where(exists, _normalise(left, residual), residual)
-        draft = jnp.where(exists, _normalise(draft * (1.0 - one_hot), draft), draft)
-        return (residual, draft), (target_x, draft_x, offers)
+    def seen(residual, draft, token):
+        """The family when candidate `token` int [M] comes up."""
+        return family.replace(residual=residual, draft=_point(residual, token[:, None]) if draft is None else draft)
+
+    def look(residual, draft, j):
+        now, token = seen(residual, draft, child_tokens[:, j]), child_tokens[:, j]
+        at = lambda x: jnp.take_along_axis(x, jnp.maximum(token, 0)[:, None], axis=1)[:, 0]
+        return at(now.residual), jnp.where(token >= 0, at(now.draft), 0.0), jax.vmap(rule.offer, (0, None))(now, j)
 
     width = nodes.shape[1]
-    start = (probs, probs if draft_probs is None else draft_probs)
-    (leftover, _), columns = jax.lax.scan(turn, start, jnp.arange(width), unroll=width <= UNROLLED)
-    target_x, draft_x, offers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), columns)
+    if unroll and width <= UNROLLED and not hasattr(rule, "remainder"):
+        *turns, (leftover, _) = remains(probs, draft_probs, child_tokens)
+        columns = [look(*state, j) for j, state in enumerate(turns)]
+        target_x, draft_x, offers = jax.tree.map(lambda *x: jnp.stack(x, axis=1), *columns)
+    else:
+
+        def turn(state, j):
+            token = child_tokens[:, j]
+            left = jax.vmap(functools.partial(remainder, rule), (0, None))(seen(*state, token), j)
+            return without(*state, token[:, None], left), look(*state, j)
+
+        start = probs, draft_probs
+        (leftover, _), columns = jax.lax.scan(turn, start, jnp.arange(width), unroll=unroll and width <= UNROLLED)
+        target_x, draft_x, offers = jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), columns)
     allowed = ~jnp.take_along_axis(excluded, jnp.maximum(child_tokens, 0), axis=1)
     return Candidates(nodes, target_x, draft_x, offers, allowed, leftover)
 
 
-def descend(key, topology, inner, candidates: Candidates, rule: Rule):
+def without(residual, draft, token, left=None) -> tuple[jax.Array, jax.Array | None]:
+    """What remains of the target's distribution [..., V], and of the drafter's, when `token` int [..., 1] was rejected.
+
+    Both stay as they are where the token is none, or not one that the drafter can have drawn. A `draft` of None means
+    that drafts are point masses.
+
+    Args:
+      left: [..., V], what is left of the target's distribution, not normalised; None for the strict remainder.
+    """
+    p = _point(residual, token) if draft is None else draft
+    chosen = jnp.arange(residual.shape[-1]) == token
+    exists = jnp.max(jnp.where(chosen, p, 0.0), axis=-1, keepdims=True) > 0
+    left = jnp.maximum(residual - p, 0.0) if left is None else left
+    rest = jnp.where(exists, _normalise(left, residual), residual)
+    if draft is None:
+        return rest, None
+    return rest, jnp.where(exists, _normalise(jnp.where(chosen, 0.0, draft), draft), draft)
+
+
+def _point(like, token):
+    """A point mass [..., V] at `token` int [..., 1]; nothing if that is negative."""
+    return (jnp.arange(like.shape[-1]) == token).astype(like.dtype)
+
+
+def remains(probs: jax.Array, draft: jax.Array | None, tokens: jax.Array) -> list[tuple[jax.Array, jax.Array | None]]:
+    """`without` the first 0, 1, ..., W of `tokens` int [M, W], from the distributions [M, V] on."""
+    width = tokens.shape[1]
+
+    def general(_, *given):
+        *given, tokens = given
+        state = (*given, None)[:2]
+        states = [state := without(*state, tokens[..., j, None]) for j in range(width)]
+        return flat(states)
+
+    def of_row(_, *given):
+        *given, tokens = given
+        state, places = (*given, None)[:2], jnp.arange(len(tokens))
+        chosen = [jnp.max(jnp.where(places == j, tokens, -1)) for j in range(width)]
+        return flat([state := without(*state, token) for token in chosen])
+
+    def flat(states):
+        return tuple(x for state in states for x in state if x is not None)
+
+    given = [probs] if draft is None else [probs, draft]
+    results = [(probs.shape[-1], jnp.float32)] * (len(given) * width)
+    made = on_rows(general, of_row, (), [Rows(x) for x in (*given, tokens)], results)
+    return [(probs, draft)] + [(*made[i : i + len(given)], None)[:2] for i in range(0, len(made), len(given))]
+
+
+def descend(key, topology, inner, candidates: Candidates, rule: Rule, unroll=False):
     """The walk: levels, and siblings within each.
 
     Returns:
@@ -237,7 +303,7 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule):
     depth, width = topology.depth, candidates.nodes.shape[1]
     slot_of = jnp.asarray(slots(inner, len(topology.parents)))
     uniforms = jax.random.uniform(key, (depth, width))
-    short = depth * width <= UNROLLED**2
+    short = unroll and depth * width <= UNROLLED**2
 
     def sibling(state, candidate):
         chosen, spent, nominal, coupled, parted = state

@@ -42,14 +42,14 @@ def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, 
     root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)[:, 0]
     tokens = [None] * tree.num_nodes
     tokens[0] = root
-    hiddens, probs, tree_cache, placed, noise = {0: hidden}, [], None, [], None
+    hiddens, probs, above, noise = {0: hidden}, [], [], None
     children = tree.topology.children
 
     for depth, level in enumerate(tree.levels[:-1]):
         parents = [node for node in level if node in tree.inner]
         if depth:
-            x, fresh = _descend(drafter, target, tree, state, depth, parents, tokens, hiddens, tree_cache, placed)
-            tree_cache, placed = kv.join(tree_cache, fresh), placed + parents
+            x, fresh = _descend(drafter, target, tree, state, depth, parents, tokens, hiddens, above)
+            above.append((fresh, parents))
             hiddens = {node: x[:, i] for i, node in enumerate(parents)}
         logits = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
         width = max(int(np.sum(children[node] >= 0)) for node in parents)
@@ -57,7 +57,7 @@ def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, 
             shape = (len(tree.inner), logits.shape[-1])
             noise = jnp.where(greedy, 0.0, jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys))
         first = tree.inner.index(parents[0])
-        level, drawn = propose(logits, noise[:, first : first + len(parents)], head.sampling, width)
+        level, drawn = propose(logits, noise, first, head.sampling, width)
         probs.append(level)
         for i, node in enumerate(parents):
             for rank, child in enumerate(children[node][children[node] >= 0]):
@@ -65,20 +65,24 @@ def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, 
     return Draft(jnp.stack(tokens, axis=1), jnp.concatenate(probs, axis=1), None)
 
 
-def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, tree_cache, placed):
-    """The drafter's hidden states [R, n, d] at `nodes`, all of one depth, and their keys and values."""
+def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, above):
+    """The drafter's hidden states [R, n, d] at `nodes`, all of one depth, and their keys and values, given those of the
+    levels `above` and the nodes that they are of."""
     rows = state.length.shape[0]
     ancestors = tree.topology.ancestors
     features = jnp.stack([hiddens[tree.parents[n]] for n in nodes], axis=1)
     drafts = jnp.maximum(jnp.stack([tokens[n] for n in nodes], axis=1), 0)
     embeddings = tile(drafter.embed(drafts, target), rows)
     slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, len(nodes)))
-    past, past_bias, lengths = (state.cache,), (seen_pairs(state),), (state.length,)
-    if placed:
-        past, past_bias = (*past, tree_cache), (*past_bias, kv.bias(ancestors[np.ix_(nodes, placed)])[None, None])
-        lengths = (*lengths, None)
-    context = Context(drafter.rope(slots), kv.bias(np.eye(len(nodes), dtype=bool))[None, None], past_bias, lengths)
-    return drafter(embeddings, features, context, past)
+    past, masks = zip(*above) if above else ((), ())
+    masks = tuple(kv.bias(ancestors[np.ix_(nodes, placed)])[None, None] for placed in masks)
+    context = Context(
+        drafter.rope(slots),
+        kv.bias(np.eye(len(nodes), dtype=bool))[None, None],
+        (seen_pairs(state), *masks),
+        (kv.Filled(state.length), *(None for _ in masks)),
+    )
+    return drafter(embeddings, features, context, (state.cache, *past))
 
 
 def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy, head, layout) -> Draft:
@@ -100,11 +104,11 @@ def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy
 
     for depth in range(1, tree.rounds + 1):
         slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, k))
-        past, past_bias, lengths = (state.cache,), (seen_pairs(state),), (state.length,)
+        past, past_bias, within = (state.cache,), (seen_pairs(state),), (kv.Filled(state.length),)
         if tree_cache is not None:
             past, past_bias = (*past, tree_cache), (*past_bias, tile(kv.bias(seen), rows)[:, None])
-            lengths = (*lengths, None)
-        context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias, lengths)
+            within = (*within, None)
+        context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias, within)
         embeddings = tile(drafter.embed(frontier, target), rows)
         x, fresh = drafter(embeddings, features, context, past)
         tree_cache = kv.join(tree_cache, fresh)

@@ -129,9 +129,8 @@ def take_in(drafter: PairDrafter, target, memory: Pairs) -> tuple[jax.Array, Pai
     """Runs the pending pairs through the drafter; returns its hidden state at the last, [R, d], and the new memory."""
     rows, size = memory.features.shape[:2]
     slots = memory.length[:, None] + jnp.arange(size)
-    context = Context(
-        drafter.rope(slots), kv.bias(kv.causal(size))[None, None], (seen_pairs(memory),), (memory.length,)
-    )
+    causal, within = kv.bias(kv.causal(size))[None, None], kv.Filled(memory.length)
+    context = Context(drafter.rope(slots), causal, (seen_pairs(memory),), (within,))
     embeddings = tile(drafter.embed(jnp.maximum(memory.tokens, 0), target), rows)
     hidden, fresh = drafter(embeddings, drafter.fuse(memory.features), context, (memory.cache,))
     pending = tile(memory.pending, rows)

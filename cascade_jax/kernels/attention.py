@@ -80,7 +80,8 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
       norms: None, or scale and shift of queries [H, D] and of keys [K, D], four arrays.
       past: pairs of keys [R, K, D, T] and values [R, K, T, D].
       biases: additive masks [R or 1, 1, S or 1, T], one for every past segment, the new tokens' [R or 1, 1, S, S] last.
-      lengths: for every past segment int [R], slots beyond which its mask hides everything, or None.
+        None for a past segment that is seen as far as it is filled.
+      lengths: for every past segment int [R], so many slots that its mask hides everything beyond, or None.
       interpret: whether to run on any platform, slowly.
 
     Returns:
@@ -98,7 +99,8 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
     operands = [of_head(qkv.reshape(rows, new, heads, groups + 2, *head.pair), 1), of_head(qkv, 1), of_row(rope)]
     operands += [of_key(x.reshape(heads, -1, *head.pair)) for x in norms or ()]
     for (key, value), bias, length in zip(past, biases, lengths):
-        operands += [cached(key.reshape(rows, heads, *head.pair, -1)), cached(value), mask(bias)]
+        operands += [cached(key.reshape(rows, heads, *head.pair, -1)), cached(value)]
+        operands += [] if bias is None else [mask(bias)]
         operands += [] if length is None else [of_row(length[:, None])]
     operands.append(mask(biases[-1]))
     results = [
@@ -108,7 +110,9 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
     ]
     (arrays, specs), (shapes, out_specs) = zip(*operands), zip(*results)
     out, key, value = pl.pallas_call(
-        functools.partial(_program, head, bool(norms), tuple(length is not None for length in lengths)),
+        functools.partial(
+            _program, head, bool(norms), [(b is not None, n is not None) for b, n in zip(biases, lengths)]
+        ),
         grid=(rows, heads),
         in_specs=specs,
         out_specs=out_specs,
@@ -132,11 +136,11 @@ def _filled(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def _program(head: _Head, normed: bool, bounded: tuple[bool, ...], *refs):
+def _program(head: _Head, normed: bool, given: list[tuple[bool, bool]], *refs):
     refs = list(refs)
     halves, whole, rope = (refs.pop(0) for _ in range(3))
     scales = [refs.pop(0) for _ in range(4)] if normed else [None] * 4
-    past = [(refs.pop(0), refs.pop(0), refs.pop(0), refs.pop(0) if bound else None) for bound in bounded]
+    past = [[refs.pop(0) if there else None for there in (True, True, *has)] for has in given]
     new_bias, out, fresh_key, fresh_value = refs
     tokens, exists, here = pl.ds(0, head.filled), head.exists, slice(None)
 
@@ -213,21 +217,25 @@ def _over(head: _Head, queries, state, key, value, bias, length):
     """The softmax with a past segment."""
     slots = value.shape[0]
     block = min(64 if jnp.dtype(key.dtype).itemsize == 2 else 32, _filled(slots))
-    lines = pl.ds(0, head.filled if bias.shape[0] > 1 else 1)
+    filled = slots if length is None else length[np.int32(0)]
 
     def step(i, state):
-        at = pl.ds(i * block, block)
-        used, other = None, {}
-        if slots % block:
-            used, other = i * block + jnp.arange(block) < slots, {"other": 0.0}
-        beside, below = (None, None) if used is None else (used[None, :], used[:, None])
-        keys = [triton.load(key.at[(*head.half(part), at)], mask=beside, **other) for part in (0, 1)]
-        values = triton.load(value.at[at, slice(None)], mask=below, **other)
-        seen = beside
-        if bias.shape[0] > 1:
+        at, places = pl.ds(i * block, block), i * block + jnp.arange(block)
+        within = places < slots if slots % block else None
+        beside, below = (None, None) if within is None else (within[None, :], within[:, None])
+        keys = [_load(key.at[(*head.half(part), at)], beside, 0.0) for part in (0, 1)]
+        values = _load(value.at[at, slice(None)], below, 0.0)
+        if bias is None:
+            mask = jnp.where(places < filled, 0.0, MASKED)[None, :]
+        elif bias.shape[0] == 1:
+            mask = _load(bias.at[pl.ds(0, 1), at], beside, MASKED)
+        else:
             seen = head.exists[:, None] if beside is None else head.exists[:, None] & beside
-        mask = triton.load(bias.at[lines, at], mask=seen, other=None if seen is None else MASKED)
+            mask = _load(bias.at[pl.ds(0, head.filled), at], seen, MASKED)
         return _attended(head, queries, state, keys, values, mask)
 
-    filled = slots if length is None else length[np.int32(0)]
     return jax.lax.fori_loop(0, (filled + block - 1) // block, step, state)
+
+
+def _load(ref, mask, other: float):
+    return triton.load(ref) if mask is None else triton.load(ref, mask=mask, other=other)

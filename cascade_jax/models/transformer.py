@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax import mesh, platforms
-from cascade_jax.cache import KV, Context, Segment
+from cascade_jax.cache import KV, Context, Segment, join
 from cascade_jax.kernels import attention
 
 HEAD_NORM_EPS = 1e-5
@@ -162,7 +162,7 @@ def head_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
     return y.astype(x.dtype) * scale.astype(x.dtype) + shift.astype(x.dtype)
 
 
-def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, lengths) -> tuple[jax.Array, KV]:
+def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, filled) -> tuple[jax.Array, KV]:
     """Attention between its two products.
 
     Args:
@@ -171,27 +171,40 @@ def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, 
       norms: scale and shift of queries [H, D] and of keys [K, D], four arrays, with `config.qk_norm`.
       past: segments.
       biases: every past segment's mask, and the new tokens' last, see `cache.Context`.
-      lengths: every past segment's length, see `cache.Context`.
+      filled: what every past segment's mask shows, see `cache.Context`.
 
     Returns:
       [R, S, H D], and the new tokens' keys and values.
     """
 
-    def general(qkv, rope, norms, past, biases, lengths):
-        del lengths  # the masks say as much
-        return attend_by_products(config, qkv, rope, norms, past, biases)
+    def general(qkv, rope, norms, past, biases, filled):
+        del filled  # the masks say as much
+        return attend_by_products(config, qkv, rope, norms, *_beside(past, biases))
 
-    def at_once(qkv, rope, norms, past, biases, lengths, interpret=False):
-        past = [(segment.key, segment.value) for segment in past]
+    def at_once(qkv, rope, norms, past, biases, filled, interpret=False):
+        lengths = tuple(None if own is None else own.length for own in filled)
+        plain = (own is not None and own.holes is None for own in (*filled, None))
+        masks = tuple(None if known else mask for mask, known in zip(biases, plain))
+        pairs = [(segment.key, segment.value) for segment in past]
         out, key, value = attention.attention(
-            qkv, rope, norms, past, biases, lengths, style=config.rope, epsilon=HEAD_NORM_EPS, interpret=interpret
+            qkv, rope, norms, pairs, masks, lengths, style=config.rope, epsilon=HEAD_NORM_EPS, interpret=interpret
         )
         return out, KV(key, value)
 
     function = general
     if past and attention.fits(qkv.shape[1], qkv.shape[3] - 2, qkv.shape[4], biases):
         function = platforms.by_lowering(general, at_once)
-    return function(qkv, rope, norms, past, biases, lengths)
+    return function(qkv, rope, norms, past, biases, filled)
+
+
+def _beside(past, biases):
+    """Segments behind the first that have masks, joined: a product each would cost more than the copy."""
+    if len(past) <= 2 or any(bias is None for bias in biases):
+        return past, biases
+    axes = [max(bias.shape[i] for bias in biases[1:-1]) for i in (0, 2)]
+    masks = [jnp.broadcast_to(bias, (axes[0], 1, axes[1], bias.shape[3])) for bias in biases[1:-1]]
+    joined = functools.reduce(join, ((segment,) for segment in past[1:]))
+    return (past[0], *joined), (biases[0], jnp.concatenate(masks, axis=-1), biases[-1])
 
 
 def attend_by_products(config: BlockConfig, qkv, rope, norms, past, biases) -> tuple[jax.Array, KV]:
@@ -286,8 +299,8 @@ class Attention(nnx.Module):
         if self.config.qk_norm:
             norms = tuple(param[...] for norm in (self.query_norm, self.key_norm) for param in (norm.scale, norm.bias))
         biases = (*context.past_bias, context.new_bias)
-        lengths = context.past_length or (None,) * len(past)
-        out, fresh = attend(self.config, mesh.divided(self.qkv(x), 2), context.rope, norms, past, biases, lengths)
+        filled = context.past_filled or (None,) * len(past)
+        out, fresh = attend(self.config, mesh.divided(self.qkv(x), 2), context.rope, norms, past, biases, filled)
         return mesh.whole(self.out(out)), fresh
 
 
