@@ -12,11 +12,12 @@ method is one entry of `METHODS`: flags, help, and what `compare` and `eval` dra
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from flax import nnx
 
 from cascade_jax import acceptance, pipeline, platforms, rules
 from cascade_jax import tree as trees
@@ -196,6 +197,7 @@ class Method:
       tree: which drafts are proposed.
       settings: the values of the settings that it takes.
       tuned: whether the tree is one that was found for this machine, see `tuned`.
+      drafter: what proposes them in place of the model's own drafter; None for the latter.
     """
 
     name: str
@@ -203,6 +205,11 @@ class Method:
     tree: Tree | DynamicTree
     settings: Settings = dataclasses.field(default_factory=dict)
     tuned: bool = False
+    drafter: nnx.Module | None = None
+
+    def on(self, bundle: Bundle) -> Bundle:
+        """The model as it draws by this method."""
+        return bundle.drafting(self.drafter)
 
 
 def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None = None, **settings: Any) -> Method:
@@ -232,8 +239,9 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
         found = tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {}).get("tree")
     tree = own if tree in (None, DEFAULT) else tree
     tree = platforms.defaults().tree if tree is None else tree
+    drafter = None if entry.drafter is None else entry.drafter(bundle, chosen)
     tree = parse_tree(tree) if isinstance(tree, str) else tree
-    return Method(name, entry.rule(bundle, chosen), tree, chosen, tuned=found is not None)
+    return Method(name, entry.rule(bundle, chosen), tree, chosen, found is not None, drafter)
 
 
 def check_name(name: str) -> None:
@@ -257,11 +265,11 @@ def compared() -> tuple[str, ...]:
     return tuple(name for name, entry in METHODS.items() if entry.compared)
 
 
-def settings_of(names: Sequence[str] = tuple(METHODS)) -> dict[Setting, tuple[str, ...]]:
-    """Every setting that any of these methods takes, once, and the methods that take it."""
+def settings_of() -> dict[Setting, tuple[str, ...]]:
+    """Every setting that methods take, once, and the methods that take it."""
     found: dict[str, tuple[Setting, list[str]]] = {}
-    for name in names:
-        for setting in METHODS[name].settings:
+    for name, entry in METHODS.items():
+        for setting in entry.settings:
             found.setdefault(setting.name, (setting, []))[1].append(name)
     return {setting: tuple(takers) for setting, takers in found.values()}
 
@@ -272,13 +280,11 @@ def parse_tree(text: str) -> Tree | DynamicTree:
     Raises:
       ValueError: if it is none of these, or larger than is of use.
     """
-    text = text.strip()
-    if text in TREES:
+    if (text := text.strip()) in TREES:
         return TREES[text]
     if match := re.fullmatch(r"chain:(\d+)", text):
-        depth = int(match[1])
-        _check_size(text, depth)
-        return trees.chain(depth)
+        _check_size(text, int(match[1]))
+        return trees.chain(int(match[1]))
     if match := re.fullmatch(r"full:(\d+)x(\d+)", text):
         width, depth = int(match[1]), int(match[2])
         _check_size(text, depth if width < 2 else sum(width**d for d in range(1, min(depth, 10) + 1)))
@@ -333,20 +339,18 @@ def draw_all(
     for start in range(0, count, size or 1):
         indices = range(start, min(start + size, count))
         filled = [*indices, *[indices[-1]] * (size - len(indices))]
-        report = None
-        if progress is not None:
-            before, total = start * bundle.length, count * bundle.length
-            report = lambda done, _: progress(min(before + done, total), total)
+        before, total = start * bundle.length, count * bundle.length
+        report = progress and (lambda done, _: progress(min(before + done, total), total))
         keys = pipeline.picture_keys(jax.random.key(seed), first + np.array(filled))
         chosen = [prompts[i] for i in filled]
-        drawn = pipeline.generate(bundle, chosen, keys, method.rule, method.tree, sampling, report)
+        drawn = pipeline.generate(method.on(bundle), chosen, keys, method.rule, method.tree, sampling, report)
         yield indices, jax.tree.map(lambda x: x[: len(indices)], drawn)
 
 
 def draw_numbers(
     bundle: Bundle,
     method: Method,
-    prompts: Sequence[str | Prompt],
+    prompts: Sequence[str | Prompt] | Mapping[int, str | Prompt],
     numbers: Sequence[int],
     seed: int,
     sampling: Sampling | None = None,
@@ -359,8 +363,8 @@ def draw_numbers(
     """
     filled = [*numbers, *[numbers[-1]] * (size - len(numbers))]
     keys = pipeline.picture_keys(jax.random.key(seed), np.array(filled))
-    chosen = [prompts[number] for number in filled]
-    drawn = pipeline.generate(bundle, chosen, keys, method.rule, method.tree, sampling)
+    model, chosen = method.on(bundle), [prompts[number] for number in filled]
+    drawn = pipeline.generate(model, chosen, keys, method.rule, method.tree, sampling)
     return jax.tree.map(lambda x: x[: len(numbers)], drawn)
 
 
@@ -368,8 +372,7 @@ def draw_one(
     bundle: Bundle, method: Method, prompt: str | Prompt, seed: int, number: int, sampling: Sampling | None = None
 ) -> pipeline.Generated:
     """Draws the picture of that number, as `draw_all` would, as a batch of one."""
-    keys = pipeline.picture_keys(jax.random.key(seed), np.array([number]))
-    return pipeline.generate(bundle, [prompt], keys, method.rule, method.tree, sampling)
+    return draw_numbers(bundle, method, {number: prompt}, [number], seed, sampling)
 
 
 @functools.lru_cache(maxsize=4)

@@ -33,6 +33,7 @@ class Bundle:
       neighbours: int32 [codes, k], the nearest other codes of every code, nearest first; None if no table is stored.
       mesh: the devices that the parameters lie on, see `sharding`; None for one device.
       trees: what `measure.tune` found on this machine, see `tuned`.
+      drafter: a drafter that takes the place of the one that `config` names (`drafting`); None for the latter.
     """
 
     config: Config
@@ -41,10 +42,18 @@ class Bundle:
     neighbours: np.ndarray | None = None
     mesh: jax.sharding.Mesh | None = None
     trees: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
+    drafter: nnx.Module | None = None
 
     @functools.cached_property
     def _graphs(self) -> dict[str, nnx.GraphDef]:
-        return {part: graph for part, (graph, _) in skeletons(self.config).items()}
+        graphs = {part: graph for part, (graph, _) in skeletons(self.config).items()}
+        return graphs if self.drafter is None else graphs | {"drafter": nnx.graphdef(self.drafter)}
+
+    def drafting(self, drafter: nnx.Module | None) -> "Bundle":
+        """This model with a drafter in place of its own, one that reads nothing of the prefix; None for its own."""
+        if drafter is None:
+            return self
+        return dataclasses.replace(self, params={**self.params, "drafter": nnx.state(drafter)}, drafter=drafter)
 
     @property
     def length(self) -> int:
@@ -65,7 +74,7 @@ class Bundle:
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
             raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
-        taps = self.config.drafter.taps if tree.depth else ()
+        taps = (self.drafter or self.config.drafter).taps if tree.depth else ()
         if taps and not all(1 <= tap <= self.config.target.layers for tap in taps):
             raise BundleError(f"the drafter reads layers {taps} of a target that has {self.config.target.layers}")
         return Program(self._graphs["target"], drafter, tree, self.length, self.layout, taps)
@@ -93,7 +102,7 @@ class Bundle:
 
     def prefix(self, prompts: Sequence[Prompt], guided: bool) -> Prefix:
         """What stands before the first output token, for both guidance branches or the conditional one alone."""
-        drafter = self._graphs.get("drafter")
+        drafter = self._graphs.get("drafter") if self.drafter is None else None
         states = self.params["target"], self.params["drafter"]
         stacked = self.config.target.stack(prompts)
         return prefix(self._graphs["target"], drafter, guided, states, stacked)

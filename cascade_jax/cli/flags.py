@@ -258,7 +258,7 @@ def drawable(bundle, name: str, settings: dict[str, Any]):
     if bundle.neighbours is None and bundle.config.text != "scenes" and "neighbours" in takes:
         console.say("making the table of neighbours; cascade-jax neighbours MODEL stores it with the model")
     method = methods.method(name, bundle, **settings)
-    bundle.program(method.tree)
+    method.on(bundle).program(method.tree)
     if method.tuned:
         tree = methods.tree_name(method.tree)
         console.say(f"{name} drafts on {tree}, which tune-tree found for this machine (--tree default leaves it out)")

@@ -52,6 +52,7 @@ def lower(
     """
     check_platforms(platforms)
     sampling = (default_sampling(model.config) if sampling is None else sampling).checked()
+    model = method.on(model)
     program = model.program(method.tree)
     rows = jax.export.symbolic_shape("b")[0] if batch is None else batch
     read = straight(model.decoding_params(program))  # not as this platform likes it

@@ -52,7 +52,7 @@ def _projection_pairs(method: str, projected: dict[str, float] | None) -> list[t
         return []
     given = f"projection for a given alpha of {projected['alpha']:g}, not a measurement"
     return [
-        ("projected picture, AR", f"{projected['ar']:.2f} s"),
+        ("projected picture, AR", f"{projected[AR]:.2f} s"),
         (f"projected picture, {method}", f"{projected['seconds']:.2f} s ({projected['speedup']:.2f}x; {given})"),
     ]
 

@@ -10,14 +10,14 @@ import jax.numpy as jnp
 from cascade_jax import platforms
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract, laid_out
 from cascade_jax.drafters.eagle import EagleConfig
-from cascade_jax.models import chameleon, janus, llamagen
+from cascade_jax.models import chameleon, families, janus, llamagen
 from cascade_jax.models.vq import DS16
 
 SHAPES = {
-    "llamagen-xl": ("llamagen", llamagen.preset("XL", image_tokens=1024)),
-    "llamagen-7b": ("llamagen", llamagen.preset("7B", image_tokens=1024)),
-    "lumina-mgpt-7b": ("chameleon", chameleon.preset("lumina-mgpt-7b-768")),
-    "janus-pro-7b": ("janus", janus.preset("7B")),
+    "llamagen-xl": llamagen.preset("XL", image_tokens=1024),
+    "llamagen-7b": llamagen.preset("7B", image_tokens=1024),
+    "lumina-mgpt-7b": chameleon.preset("lumina-mgpt-7b-768"),
+    "janus-pro-7b": janus.preset("7B"),
 }
 
 
@@ -29,7 +29,8 @@ def config_of(shapes: str) -> Config:
     """
     if shapes not in SHAPES:
         raise ValueError(f"unknown shapes {shapes!r}; known: {', '.join(SHAPES)}")
-    family, target = SHAPES[shapes]
+    target = SHAPES[shapes]
+    family = families.kind_of("target", target)
     drafter = EagleConfig(dataclasses.replace(target.block, input_norm=False), **target.picture_places)
     sampling = {"temperature": 1.0, "top_k": 2000, "guidance": 3.0}
     return Config(

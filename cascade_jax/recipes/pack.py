@@ -8,6 +8,7 @@ from flax import nnx
 
 from cascade_jax import bundle
 from cascade_jax.bundle import Bundle, Config, MetricConfig
+from cascade_jax.models import families
 from cascade_jax.recipes import target as target_recipe
 from cascade_jax.recipes import tokenizer as tokenizer_recipe
 from cascade_jax.recipes.judge import load_judge
@@ -35,7 +36,9 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
         if (runs / name / "settings.json").exists()
     }
     origin = {"recipe": "cascade-jax scenes train", "settings": settings}
-    config = Config("llamagen", config, eagle, tokenizer_recipe.TOKENIZER, "scenes", SAMPLING, {}, origin)
+    config = Config(
+        families.kind_of("target", config), config, eagle, tokenizer_recipe.TOKENIZER, "scenes", SAMPLING, {}, origin
+    )
     return Bundle(config, params, reader(config, params["text"], None, runs))
 
 

@@ -126,7 +126,7 @@ def naive_and_cascade(model: Bundle) -> Methods:
     cascade = by_name.method(by_name.CASCADE, model)
     kinds = {name: cascade.settings[name] for name in ("ledger", "mass")}
     strict = rules.cascade(tau_pos=1.01, tau_seq=1.01, budget=0.0, **kinds)
-    return {"naive": (strict, cascade.tree), "cascade": (cascade.rule, cascade.tree)}
+    return {"naive": (strict, cascade.tree), by_name.CASCADE: (cascade.rule, cascade.tree)}
 
 
 def held_out_prompts(rows: data.Data, share: float, most: int) -> list[Prompt]:

@@ -206,9 +206,9 @@ def plan(
 def made_for(bundle: Bundle, name: str) -> Method:
     """A method by name for a bundle of shapes: LANTERN's table, which only its size matters of, is empty."""
     by_name.check_name(name)
-    if name in (by_name.LANTERN, by_name.LANTERN_PP) and bundle.neighbours is None:
+    if "neighbours" in by_name.takes(name) and bundle.neighbours is None:
         codes = bundle.config.vq.codebook_size
-        bundle.neighbours = np.zeros((codes, min(1000, codes - 1)), np.int32)
+        bundle = dataclasses.replace(bundle, neighbours=np.zeros((codes, min(1000, codes - 1)), np.int32))
     return by_name.method(name, bundle)
 
 

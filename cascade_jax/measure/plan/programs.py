@@ -70,8 +70,10 @@ class Compiler:
     def programs(self, method: Method, batch: int) -> dict[str, Callable[[], Compiled]]:
         """What compiles each of PROGRAMS, for a batch drawn with `method`; on a mesh the step is the loop's body."""
         sampling = default_sampling(self.bundle.config).checked()
-        program = self.bundle.program(method.tree)
-        params = {"target": self.weights["target"], "drafter": self.weights["drafter"] if program.drafter else None}
+        bundle = method.on(self.bundle)
+        program, params = bundle.program(method.tree), {"target": self.weights["target"], "drafter": None}
+        if program.drafter is not None:  # one without parameters is not among the weights
+            params["drafter"] = self.weights["drafter"] if method.drafter is None else bundle.params["drafter"]
         rule, settings = self._there(method.rule), self._there(sampling)
         if self.mesh is not None:
             return self._on_mesh(program, params, rule, settings, sampling.guidance is not None, batch)
