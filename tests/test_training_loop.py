@@ -50,8 +50,13 @@ def _interrupted_at(last):
     return batch_fn
 
 
-def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
-    whole = _fit(tmp_path / "whole")
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """What a run ends with that nothing stops."""
+    return _fit(tmp_path_factory.mktemp("runs") / "whole")
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         _fit(tmp_path / "parts", batch_fn=_interrupted_at(15))
     parts = _fit(tmp_path / "parts")
@@ -60,7 +65,7 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole, restored)
 
 
-def test_a_killed_run_ends_with_the_same_bits_and_belongs_to_one_process_while_it_lives(tmp_path):
+def test_a_killed_run_ends_with_the_same_bits_and_belongs_to_one_process_while_it_lives(whole, tmp_path):
     script = textwrap.dedent("""
         import sys, time
         sys.path.insert(0, sys.argv[2])
@@ -84,10 +89,10 @@ def test_a_killed_run_ends_with_the_same_bits_and_belongs_to_one_process_while_i
         _fit(tmp_path / "killed")
     process.send_signal(signal.SIGKILL)
     process.wait()
-    jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path / "whole"), _fit(tmp_path / "killed"))
+    jax.tree.map(np.testing.assert_array_equal, whole, _fit(tmp_path / "killed"))
 
 
-def test_a_run_that_was_asked_to_stop_saves_the_step_under_way_and_ends_with_the_same_bits(tmp_path):
+def test_a_run_that_was_asked_to_stop_saves_the_step_under_way_and_ends_with_the_same_bits(whole, tmp_path):
     def asked_at(step):
         if step == 8:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -100,7 +105,7 @@ def test_a_run_that_was_asked_to_stop_saves_the_step_under_way_and_ends_with_the
         _fit(tmp_path / "parts", batch_fn=asked_at)
     saved = max(int(path.name) for path in (tmp_path / "parts" / "checkpoints").iterdir())
     assert 0 < saved < 12  # another thread makes the batch, ahead of time
-    jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path / "whole"), _fit(tmp_path / "parts"))
+    jax.tree.map(np.testing.assert_array_equal, whole, _fit(tmp_path / "parts"))
 
 
 def test_a_run_that_was_stopped_while_it_is_evaluated_evaluates_again(tmp_path):
@@ -130,7 +135,7 @@ def _emptied(checkpoint: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _emptied])
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it_and_named(damage, tmp_path, capfd):
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it_and_named(damage, whole, tmp_path, capfd):
     folder, seen = tmp_path / "parts", {}
 
     def fit(**changes):
@@ -145,7 +150,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before_it_and_named(dam
     place = folder / "checkpoints" / "12"
     damage(place)
     jax.tree.map(np.testing.assert_array_equal, checkpoints.restore(folder, _params()), seen[1])
-    jax.tree.map(np.testing.assert_array_equal, fit(), _fit(tmp_path / "whole"))
+    jax.tree.map(np.testing.assert_array_equal, fit(), whole)
     told = [line for line in capfd.readouterr().err.splitlines() if "is damaged" in line]
     assert len(told) == 2  # of `restore` and of `fit`
     assert all(line.startswith(f"{place} is damaged (") and line.endswith("; in its place: 6") for line in told)
@@ -227,7 +232,7 @@ def test_the_log_has_one_line_per_interval_also_after_resuming(tmp_path):
     assert all(float(row["loss"]) > 0 and float(row["worst"]) > 0 for row in rows)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(whole, tmp_path):
     def broken(step):
         batch = _batch(step)
         return batch if step != 9 else batch | {"y": np.full_like(batch["y"], np.nan)}
@@ -236,7 +241,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(tmp_pa
         _fit(tmp_path, batch_fn=broken)
     restored = checkpoints.restore(tmp_path, _params())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(restored))
-    jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path), _fit(tmp_path.with_name("whole")))
+    jax.tree.map(np.testing.assert_array_equal, _fit(tmp_path), whole)
 
 
 def test_revisions_happen_at_their_steps_and_survive_interruption(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from jax.sharding import SingleDeviceSharding
 
 PyTree = Any
@@ -141,6 +142,8 @@ def _move_away(manager, folder: pathlib.Path, found: _Found) -> None:
         shutil.rmtree(place, ignore_errors=True)
         (folder / str(step)).rename(place)
     if found.damaged:
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("damaged checkpoints are away")
         manager.reload()
 
 
