@@ -158,6 +158,21 @@ def test_an_unknown_way_to_read_prompts_is_told(copy):
         cj.load(copy)
 
 
+@pytest.mark.parametrize("name", ["config.json", "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "d/*"])
+def test_files_that_are_cut_off_or_others_are_told_as_damage(folder, tmp_path, name):
+    """Of what only describes the checkpoint nothing else depends on."""
+    for number, content in enumerate((lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"[]", lambda b: b[::-1])):
+        copy = pathlib.Path(shutil.copytree(folder, tmp_path / str(number)))
+        (file,) = copy.glob(name if name == "config.json" else f"params/0/{name}")
+        file.write_bytes(content(file.read_bytes()))
+        try:
+            bundle.load(copy)
+        except cj.BundleError as error:
+            assert str(copy) in str(error) and "\n" not in str(error)
+        else:
+            assert name == "_CHECKPOINT_METADATA"
+
+
 def test_a_bug_while_reading_is_not_called_damage(folder, monkeypatch):
     def broken(*arguments):
         raise TypeError("a bug")

@@ -294,9 +294,12 @@ def contents(directory: str | os.PathLike) -> Contents:
     directory, found = pathlib.Path(directory).absolute(), {}
     with _damage(directory), reader() as checkpointer:
         for shard in _checkpoints(directory):
-            metadata = checkpointer.metadata(shard).item_metadata
+            try:
+                metadata = checkpointer.metadata(shard).item_metadata
+            except (AttributeError, TypeError):  # JSON, but not orbax's: nothing but orbax runs in here
+                metadata = None
             if metadata is None:
-                raise ValueError(f"params/{shard.name} has no _METADATA")
+                raise ValueError(f"orbax finds no arrays in {shard.relative_to(directory)}")
             found[shard] = flat(metadata.tree)
     return found
 

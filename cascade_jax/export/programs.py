@@ -81,8 +81,8 @@ def lower(
     if "pictures" in programs:
         tokens = jax.ShapeDtypeStruct((rows, program.length), jnp.int32)
         made["pictures"] = exported(_pictures(model), _shapes(model.params["vq"]), tokens)
-    if "text" in programs and model.config.text == "t5":
-        ids = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t"), model.config.target.condition_tokens), jnp.int32)
+    if "text" in programs and model.config.encoder is not None:
+        ids = jax.ShapeDtypeStruct((*jax.export.symbolic_shape("t"), model.config.target.condition_slots), jnp.int32)
         arguments = _shapes(model.params["text"]), ids, jax.ShapeDtypeStruct(ids.shape, bool)
         made["text"] = exported(_text(model), *arguments)
     constants = {"parameters": read, "pictures": model.params["vq"], "text": model.params["text"]}
@@ -131,7 +131,7 @@ class _Programs:
 def _prompts(model: Bundle, rows, slots: int) -> tuple[Any, int | None]:
     """Shapes of `rows` prompts; and `slots`, with targets that read text themselves, else None."""
     blank = model.config.target.blank()
-    if model.config.text == "t5":
+    if model.config.encoder is not None:
         blank = blank.replace(mask=np.ones(len(blank.features), bool))
     blank = model.config.target.stack([blank])
     slots = slots if isinstance(blank, TokenRows) else None

@@ -39,7 +39,7 @@ def _scenes(config: Config, table, encoder, folder: pathlib.Path) -> Read:
 
 
 def _t5(config: Config, table, encoder, folder: pathlib.Path) -> Read:
-    return t5.reader(encoder, folder / "tokenizer.json", config.target.condition_tokens)
+    return t5.reader(encoder, folder / "tokenizer.json", config.target.condition_slots)
 
 
 def _tokens(config: Config, table, encoder, folder: pathlib.Path) -> Read:
