@@ -255,7 +255,7 @@ def shallow(tmp_path: pathlib.Path, name: str, layers: int) -> str:
 
 @cuda
 def test_kernels_of_a_step_do_not_grow_back(tmp_path):
-    """Of two of LlamaGen-XL's layers on an H100: 43 and 169 when this was written, and a tenth more. No large copies."""
+    """Of two of LlamaGen-XL's layers on an H100: 43 and 169 when this was written, a tenth more. No large copies."""
     flags = "--device", "h100", "--method", "ar,cascade", "--programs", "step", "--json"
     done = run_plan("--model", shallow(tmp_path, "llamagen-xl", 2), *flags)
     assert done.returncode == 0, done.stderr
