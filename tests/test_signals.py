@@ -46,6 +46,16 @@ def start(place: pathlib.Path, argv: list[str]) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=place, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
+def listen(run: subprocess.Popen) -> None:
+    """Waits until the first line of the package was reached: what Python does before that is its own."""
+    status = pathlib.Path(f"/proc/{run.pid}/status")
+    while run.poll() is None:
+        caught = int(status.read_text().partition("SigCgt:")[2].split()[0], 16)
+        if caught >> (signal.SIGTERM - 1) & 1:
+            return
+        time.sleep(0.01)
+
+
 def pictures(folder: pathlib.Path) -> dict[str, str]:
     """Digests of all pictures, each of which can be read."""
     found = {}
@@ -121,6 +131,7 @@ def test_signals_at_random_moments_lose_nothing(name, place):
     for _ in range(SIGNALS):
         run, wait = start(place, [*argv, name]), rng.uniform(0.2, seconds)
         time.sleep(wait)
+        listen(run)
         run.send_signal(rng.choice(interrupts.SIGNALS))
         out, error = run.communicate()
         told = f"{name} after {wait:.2f} of {seconds:.2f} s, status {run.returncode}:\n{error}"
@@ -145,6 +156,7 @@ def test_signals_at_random_moments_lose_nothing(name, place):
 def test_the_second_signal_ends_a_command_at_once(place):
     run = start(place, ["generate", *PROMPTS, "--count", "4096", "--model", "model", "--out", "long"])
     time.sleep(2.5)
+    listen(run)
     for _ in range(2):
         run.send_signal(signal.SIGINT)
         time.sleep(0.001)
