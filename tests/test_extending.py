@@ -43,3 +43,4 @@ def test_each_addition_is_one_file_and_one_line_in_a_registry(registries, capsys
     alphas = re.findall(r"\[(\d\.\d+)\]", capsys.readouterr().out)
     assert all(float(alpha) >= 0 for alpha in alphas)
     assert len(alphas) >= 2
+    assert isinstance(running["above"].drafter, running["RowAbove"])
