@@ -21,6 +21,7 @@ _HOMES = {
     "Verdict": "verify",
     "bounded": "acceptance",
     "cascade": "rules",
+    "exact": "acceptance",
     "generate": "pipeline",
     "grouped": "rules",
     "lantern": "rules",

@@ -97,6 +97,16 @@ class Strict:
 
 
 @struct.dataclass
+class Exact(Strict):
+    """Strict, and no random numbers but the noise of output positions (`decode.Program.noise`): the output is the very
+    one that token-by-token decoding with that noise draws, whatever was drafted.
+
+    The target's law at a node is then the point mass of the token that it draws there: a draft is accepted if it is
+    that token, and what is left after its rejection is that token again.
+    """
+
+
+@struct.dataclass
 class Bounded:
     """Any rule under the coupled ledger: a step's charges |accepted - strict| never sum to more than `budget`.
 
@@ -124,6 +134,11 @@ class Bounded:
 def strict() -> Strict:
     """Lossless: the law of the output is the target's own."""
     return Strict()
+
+
+def exact() -> Exact:
+    """The token-by-token picture of the key: the same tokens as on the lone root, for any tree and drafter."""
+    return Exact()
 
 
 def bounded(rule: Rule, budget: float) -> Bounded:

@@ -10,7 +10,6 @@ Shapes: `B` sequences, `G` guidance branches (2 with guidance, else 1), `R = G B
 first. `P` prefix slots, `N` nodes, `D` tree depth, `d` model width, `L` output tokens.
 """
 
-import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +26,7 @@ from cascade_jax.cache import Context, Prefix, Segment
 from cascade_jax.draft import Draft, Outcome
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import Turns, Verdict, conclude, finish, walk
+from cascade_jax.verify import WALK, Turns, Verdict, check, conclude, finish, walk
 
 
 @dataclass(frozen=True)
@@ -41,6 +40,9 @@ class Program:
       length: output tokens of a picture (L).
       layout: what may stand where in the output; None for no restriction.
       taps: the target's layers that the drafter reads in place of its features (see `models.transformer.run_target`).
+      noise: where randomness comes from: "fresh" numbers every step, or "gumbel" noise that belongs to the output
+        position, so that the output is one and the same for every tree and drafter (see `acceptance.Exact`).
+      verifier: see `verify.verify`.
     """
 
     target: nnx.GraphDef
@@ -49,6 +51,12 @@ class Program:
     length: int
     layout: Layout | None = None
     taps: tuple[int, ...] = ()
+    noise: str = warping.FRESH
+    verifier: str = WALK
+
+    def check(self, rule: Rule) -> None:
+        """Raises a ValueError unless it can be decoded with this rule."""
+        check(rule, self.noise, self.verifier, drafts=self.tree.depth > 0)
 
 
 @struct.dataclass
@@ -132,14 +140,17 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
     zeroth = jnp.zeros((batch, 1), jnp.int32)
     logits = _guided_logits(program, target, split(last, program.taps)[0], sampling, zeroth)[:, 0]
     first_keys = jax.vmap(lambda key: jax.random.fold_in(key, program.length))(keys)  # no step has that number
-    first = warping.draw_warped(first_keys, logits, sampling)
+    if program.noise == warping.FRESH:
+        first = warping.draw_warped(first_keys, logits, sampling)
+    else:
+        first = warping.drawn_with(warping.position_noise(keys, zeroth, logits.shape[-1])[:, 0], logits, sampling)
     tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
 
     capacity = kv.capacity(slots, program.length, depth)
     memory = None
     if program.drafter is not None:
         drafter, read = nnx.merge(program.drafter, params["drafter"]), split(features, program.taps)[1]
-        memory = drafter.start(target, program.tree, prefix, read, first, capacity)
+        memory = drafter.start(target, program.tree, prefix, read, first, capacity, program.layout)
     count, zero = jnp.ones(batch, jnp.int32), jnp.zeros(batch)
     stats = Stats(count * 0, count * 0, zero, zero, zero)
     cache = kv.write(kv.room(fresh, capacity), fresh, jnp.zeros(rows, jnp.int32))
@@ -149,11 +160,12 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
 def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling) -> tuple[DecodeState, Seen]:
     """One step: draft a tree, verify it in one pass of the target, commit the accepted path. Finished rows stay put."""
     with jax.named_scope("draft"):
-        drafted, memory = propose(program, params, state, sampling)
+        noise = position_noise(program, params, state)
+        drafted, memory = propose(program, params, state, sampling, noise)
     with jax.named_scope("target"):
         features, fresh = target_pass(program, params, state, drafted)
     with jax.named_scope("verify"):
-        verdict, turns, laws = decide(program, params, state, drafted, features, rule, sampling)
+        verdict, turns, laws = decide(program, params, state, drafted, features, rule, sampling, noise)
     with jax.named_scope("commit"):
         after = commit(program, params, state, drafted, memory, features, fresh, verdict, laws)
     return after, Seen(drafted, split(features, program.taps)[0], verdict, turns)
@@ -215,14 +227,27 @@ def at_tokens(features: jax.Array, prefix: Prefix, count: int) -> jax.Array:
     return cut(features, prefix.length - 1)
 
 
-def propose(program: Program, params, state: DecodeState, sampling: Sampling) -> tuple[Draft, Any | None]:
+def position_noise(program: Program, params, state: DecodeState) -> jax.Array | None:
+    """The noise [B, D + 1, V] of the output positions that a step may reach; None where it is fresh."""
+    if program.noise == warping.FRESH:
+        return None
+    target, places = nnx.merge(program.target, params["target"]), jnp.arange(program.tree.depth + 1)
+    constrain = (lambda logits, _: logits) if program.layout is None else program.layout.constrain
+    logits = lambda tokens: constrain(target.logits(target.embed(tokens)), tokens)
+    vocab = jax.eval_shape(logits, jax.ShapeDtypeStruct((1,), jnp.int32)).shape[-1]
+    return warping.position_noise(state.keys, state.count[:, None] + places, vocab)
+
+
+def propose(
+    program: Program, params, state: DecodeState, sampling: Sampling, noise: jax.Array | None = None
+) -> tuple[Draft, Any | None]:
     """First part of a step: a tree of drafts behind the last known token, and the drafter's memory."""
     if program.drafter is None:
         return Draft(jnp.take_along_axis(state.tokens, (state.count - 1)[:, None], axis=1), None, None), None
     target = nnx.merge(program.target, params["target"])
     drafter = nnx.merge(program.drafter, params["drafter"])
-    keys = _step_keys(state, 0)
-    return drafter.propose(target, program.tree, state.drafter, keys, sampling, state.count, program.layout)
+    keys, noise = _step_keys(state, 0), position_noise(program, params, state) if noise is None else noise
+    return drafter.propose(target, program.tree, state.drafter, keys, sampling, state.count, program.layout, noise)
 
 
 def target_pass(program: Program, params, state: DecodeState, drafted: Draft) -> tuple[jax.Array, Segment]:
@@ -244,13 +269,21 @@ def target_pass(program: Program, params, state: DecodeState, drafted: Draft) ->
 
 
 def decide(
-    program: Program, params, state: DecodeState, drafted: Draft, features: jax.Array, rule: Rule, sampling: Sampling
+    program: Program,
+    params,
+    state: DecodeState,
+    drafted: Draft,
+    features: jax.Array,
+    rule: Rule,
+    sampling: Sampling,
+    noise: jax.Array | None = None,
 ) -> tuple[Verdict, Turns | None, jax.Array | None]:
     """Third part: which drafts are accepted, and the token behind them (see `verify`); how every draft fared; and the
     target's distributions [B, N, V] behind all nodes, if the drafter reads them."""
+    program.check(rule)
     target, keys = nnx.merge(program.target, params["target"]), _step_keys(state, 1)
-    features, _ = split(features, program.taps)
-    warp, branches = functools.partial(warping.warp, sampling=sampling), _branches(state)
+    noise = position_noise(program, params, state) if noise is None else noise
+    features, branches = split(features, program.taps)[0], _branches(state)
     depths = jnp.broadcast_to(_shape_of(program, drafted)[0], drafted.tokens.shape)
 
     def logits_at(nodes):  # int [B, n] -> [B, n, V]
@@ -258,24 +291,31 @@ def decide(
         positions = state.count[:, None] + jnp.take_along_axis(depths, nodes, axis=1)
         return _guided_logits(program, target, chosen, sampling, positions)
 
+    def laws_at(nodes):
+        if noise is None:
+            return warping.warp(logits_at(nodes), sampling)
+        below = jnp.take_along_axis(depths, nodes, axis=1)[..., None]
+        return warping.settled(jnp.take_along_axis(noise, below, axis=1), logits_at(nodes), sampling)
+
     static, size = isinstance(program.tree, Tree), program.tree.num_nodes
     inner = np.array(program.tree.inner if static else range(size), np.int32)
     batch = keys.shape[0]  # not len(keys): an exported program does not know its batch
     every = program.drafter is not None and nnx.merge(program.drafter, params["drafter"]).reads_laws
     nodes = np.arange(size, dtype=np.int32) if every else inner
-    laws = warp(logits_at(jnp.broadcast_to(nodes, (batch, len(nodes))))) if len(nodes) else None
+    laws = laws_at(jnp.broadcast_to(nodes, (batch, len(nodes)))) if len(nodes) else None
     topology = program.tree.topology if static else drafted.topology
 
     def one(key, topology, tokens, draft_probs, laws, features):
-        return walk(key, topology, inner, tokens, draft_probs, laws, features, rule, lambda probs: probs)
+        return walk(key, topology, inner, tokens, draft_probs, laws, features, rule, lambda x: x, program.verifier)
 
     at_inner = laws[:, inner] if every else laws
     walked = jax.vmap(one, (0, None if static else 0, 0, 0, 0, 0))(
         keys, topology, drafted.tokens, drafted.probs, at_inner, features[:batch]
     )
     end = walked.end[:, None]
-    if every:
-        return jax.vmap(finish)(walked, jnp.take_along_axis(laws, end[..., None], axis=1)[:, 0]), walked.turns, laws
+    if every or noise is not None:
+        last = jnp.take_along_axis(laws, end[..., None], axis=1) if every else laws_at(end)
+        return jax.vmap(finish)(walked, last[:, 0]), walked.turns, laws if every else None
     bonus = warping.draw_warped(walked.key, logits_at(end)[:, 0], sampling, walked.leftover)
     return jax.vmap(conclude)(walked, bonus), walked.turns, None
 

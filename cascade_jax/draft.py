@@ -77,7 +77,14 @@ class Drafter(Protocol):
     reads_laws: bool
 
     def start(
-        self, target, tree: Tree | DynamicTree, prefix: Prefix, features: jax.Array, first: jax.Array, slots: int
+        self,
+        target,
+        tree: Tree | DynamicTree,
+        prefix: Prefix,
+        features: jax.Array,
+        first: jax.Array,
+        slots: int,
+        layout: Layout | None = None,
     ) -> Any:
         """The memory after the prefix was read.
 
@@ -87,6 +94,7 @@ class Drafter(Protocol):
           features: [R, P, ...], what it reads of the target's pass over the prefix.
           first: int [B], the first token of the output, the root of the first tree.
           slots: how many tokens the target's cache has room for.
+          layout: what may stand where.
         """
 
     def propose(
@@ -98,6 +106,7 @@ class Drafter(Protocol):
         sampling: Sampling,
         position: jax.Array,
         layout: Layout | None = None,
+        noise: jax.Array | None = None,
     ) -> tuple[Draft, Any]:
         """A tree of drafts behind the last token that it observed, and the memory after that.
 
@@ -108,6 +117,9 @@ class Drafter(Protocol):
           sampling: the target's sampling settings.
           position: int [B], output position of the root's children.
           layout: what may stand where.
+          noise: [B, D + 1, V], what the target's tokens at `position` and behind it are drawn with (see
+            `sampling.position_noise`); None where its random numbers are fresh. A drafter that draws with it drafts
+            what the target draws as often as can be.
         """
 
     def observe(self, target, memory: Any, outcome: Outcome) -> Any:

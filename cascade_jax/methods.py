@@ -10,8 +10,6 @@ method is one entry of `METHODS`: flags, help, and what `compare` and `eval` dra
 """
 
 import dataclasses
-import functools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,17 +18,19 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax import acceptance, pipeline, platforms, rules
+from cascade_jax import bundle as bundles
 from cascade_jax import tree as trees
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
-from cascade_jax.sampling import Sampling
+from cascade_jax.decode import Program
+from cascade_jax.drafters import jacobi
+from cascade_jax.sampling import FRESH, GUMBEL, NOISES, Sampling
 from cascade_jax.tree import DynamicTree, Tree
+from cascade_jax.verify import VERIFIERS, WALK
 
 AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade"
-TREES = {"eagle25": trees.EAGLE_25, "lanternpp57": trees.LANTERNPP_57, "eagle2": trees.EAGLE_2}
 DEFAULT = "default"  # of trees: the method's own
 BATCH = 16
-_MOST_DRAFTS = 512
 
 Settings = dict[str, Any]
 
@@ -109,7 +109,7 @@ def _lantern_pp_rule(bundle: Bundle, settings: Settings) -> Rule:
 
 def _neighbours(bundle: Bundle, settings: Settings) -> np.ndarray:
     """The lanterns' table; LANTERN's own residual takes one column more."""
-    return _nearest(bundle, settings["neighbours"] + (settings["residual"] == "lantern"))
+    return bundle.nearest(settings["neighbours"] + (settings["residual"] == "lantern"))
 
 
 def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
@@ -118,13 +118,18 @@ def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
     return rules.grouped(settings["group"])
 
 
-def _many(config: Config) -> int:
-    """LANTERN's neighbourhood: 1,000 of 16,384 codes; at most a twentieth of the codebook."""
-    return min(1000, config.vq.codebook_size // 20)
+def _jacobi(bundle: Bundle, settings: Settings, coupled: bool) -> jacobi.Jacobi:
+    if not 1 <= settings["window"] <= bundle.length:
+        raise ValueError(
+            f"window must be between 1 and {bundle.length}, the tokens of a picture, not {settings['window']}"
+        )
+    tokens = jax.ShapeDtypeStruct((1, bundle.length), np.int32)
+    rows = jax.eval_shape(bundle.config.target.codes, tokens).shape[1]
+    return jacobi.Jacobi(settings["guess"], coupled, bundle.length // rows)
 
 
 _STRICT = lambda bundle, settings: acceptance.strict()
-_NEIGHBOURS = Setting("neighbours", int, "number of neighbours", _many)
+_NEIGHBOURS = Setting("neighbours", int, "number of neighbours", bundles.usual_neighbours)
 _RESIDUAL = Setting(
     "residual", str, "what a rejection leaves of the target's law: as strict verification or LANTERN's public code",
     lambda config: "strict", choices=("strict", "lantern"),
@@ -149,11 +154,36 @@ _CASCADE_SETTINGS = (
     ),
 )  # fmt: skip
 
+_GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.vq.codebook_size))
+_WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(16, config.target.length))
+_WINDOW_OR_DRAFTER = dataclasses.replace(_WINDOW, default=lambda of: 0 if of.drafter else _WINDOW.default(of))
+_VERIFIER = Setting("verifier", str, "how drafts are judged; traversal accepts more", lambda config: WALK, VERIFIERS)
+_GUESS = Setting(
+    "guess", str, "what a window's end is filled with: draws, the token before it, or the one above",
+    lambda config: "uniform", choices=jacobi.GUESSES,
+)  # fmt: skip
+
+
+def _by_itself(
+    name, about, rule=_STRICT, coupled=False, more=(), window=_WINDOW, bound="drafts its window and takes no tree"
+) -> Entry:
+    """A method that drafts a window of the target's own; if it is not `bound` to that, a window of 0 is none."""
+    none = lambda settings: settings["window"] == 0 and not bound
+    tree = lambda settings: None if none(settings) else trees.window(settings["window"], settings.get("candidates", 1))
+    drafter = lambda bundle, settings: None if none(settings) else _jacobi(bundle, settings, coupled)
+    settings = window, _GUESS, *more
+    return Entry(name, about, rule, settings, tree=tree, bound=bound, drafter=drafter, compared=False)
+
+
 METHODS: dict[str, Entry] = {
     entry.name: entry
     for entry in (
-        Entry(AR, "token by token", _STRICT, tree=trees.ROOT, bound="draws token by token and takes no tree"),
-        Entry(EAGLE, 'strict speculative decoding, the paper\'s "naive"', _STRICT),
+        Entry(
+            AR, "token by token", _STRICT,
+            (Setting("noise", str, "new in every step, or the place's, as exact's", lambda config: FRESH, NOISES),),
+            tree=trees.ROOT, bound="draws token by token and takes no tree",
+        ),
+        Entry(EAGLE, 'strict speculative decoding, the paper\'s "naive"', _STRICT, (_VERIFIER,)),
         Entry(
             LANTERN, "accepts by the mass of a token's neighbourhood (arXiv 2410.03355)", _lantern_rule,
             (
@@ -176,12 +206,25 @@ METHODS: dict[str, Entry] = {
         ),
         Entry(
             GSD, "accepts by the mass of a token's group (arXiv 2508.07747)", _grouped_rule,
-            (Setting("group", int, "codes in a group", lambda config: min(25, config.vq.codebook_size)),),
+            (_GROUP,),
         ),
         Entry(
             CASCADE, "relaxes where the target's features agree (arXiv 2605.07230)",
             lambda bundle, settings: rules.cascade(**settings), _CASCADE_SETTINGS,
             of_model=lambda config: config.cascade,
+        ),
+        _by_itself("sjd", "lossless by itself: speculative Jacobi decoding (arXiv 2410.01699)", more=(_VERIFIER,)),
+        _by_itself("scd", "the same with coupled redraws, whose drafts settle (arXiv 2510.24211)", coupled=True),
+        _by_itself(
+            "pac", "the same with several candidates for the first position (arXiv 2603.18599)", coupled=True,
+            more=(Setting("candidates", int, "candidates for the window's first position", lambda config: 4),),
+        ),
+        _by_itself(
+            "gsd-jacobi", "sjd that accepts by the mass of a token's group (2508.07747)", _grouped_rule, more=(_GROUP,)
+        ),
+        _by_itself(
+            "exact", "the very picture of ar with gumbel noise, in fewer steps (arXiv 2408.07978)",
+            lambda bundle, settings: acceptance.exact(), coupled=True, window=_WINDOW_OR_DRAFTER, bound="",
         ),
     )
 }  # fmt: skip
@@ -211,13 +254,23 @@ class Method:
         """The model as it draws by this method."""
         return bundle.drafting(self.drafter)
 
+    def program(self, bundle: Bundle) -> Program:
+        """A model's decoding program for it. Raises as `Bundle.program`."""
+        return self.on(bundle).program(self.tree, **self.drawn)
+
+    @property
+    def drawn(self) -> dict[str, str]:
+        """{"noise", "verifier"}, see `decode.Program`."""
+        noise = GUMBEL if isinstance(self.rule, acceptance.Exact) else self.settings.get("noise", FRESH)
+        return {"noise": noise, "verifier": self.settings.get("verifier", WALK)}
+
 
 def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None = None, **settings: Any) -> Method:
     """A method for a model.
 
     Args:
       name: one of METHODS. "ar" decodes token by token, "eagle" is strict speculative decoding (the paper's "naive").
-      tree: overrides the one found for this kind of device, and the method's own; see `parse_tree` for names. "default"
+      tree: overrides the one found for this kind of device, and the method's own; see `tree.named` for names. "default"
         is the method's own, whatever was found.
       settings: of those that the method takes (see `settings_of`); what is left out, or None, has its default, in
         which the model may have a say.
@@ -233,14 +286,16 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
     if entry.bound and tree not in (None, DEFAULT):
         raise ValueError(f"{name} {entry.bound}: name another method")
     chosen = entry.defaults(bundle.config) | given
+    if chosen.get("window") and tree not in (None, DEFAULT):
+        raise ValueError(f"{name} drafts a window of {chosen['window']} and takes no tree besides")
+    drafter = entry.drafter and entry.drafter(bundle, chosen)
     own = chosen.pop("tree", None) or (entry.tree(chosen) if callable(entry.tree) else entry.tree)
     found = None
-    if tree is None:
+    if tree is None and not chosen.get("window"):
         found = tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {}).get("tree")
     tree = own if tree in (None, DEFAULT) else tree
     tree = platforms.defaults().tree if tree is None else tree
-    drafter = None if entry.drafter is None else entry.drafter(bundle, chosen)
-    tree = parse_tree(tree) if isinstance(tree, str) else tree
+    tree = trees.named(tree) if isinstance(tree, str) else tree
     return Method(name, entry.rule(bundle, chosen), tree, chosen, found is not None, drafter)
 
 
@@ -272,41 +327,6 @@ def settings_of() -> dict[Setting, tuple[str, ...]]:
         for setting in entry.settings:
             found.setdefault(setting.name, (setting, []))[1].append(name)
     return {setting: tuple(takers) for setting, takers in found.values()}
-
-
-def parse_tree(text: str) -> Tree | DynamicTree:
-    """A tree by name (eagle25, lanternpp57, eagle2), by shape (chain:4, full:2x3), or as paths ("0 1 00 01").
-
-    Raises:
-      ValueError: if it is none of these, or larger than is of use.
-    """
-    if (text := text.strip()) in TREES:
-        return TREES[text]
-    if match := re.fullmatch(r"chain:(\d+)", text):
-        _check_size(text, int(match[1]))
-        return trees.chain(int(match[1]))
-    if match := re.fullmatch(r"full:(\d+)x(\d+)", text):
-        width, depth = int(match[1]), int(match[2])
-        _check_size(text, depth if width < 2 else sum(width**d for d in range(1, min(depth, 10) + 1)))
-        return trees.full(width, depth)
-    if re.fullmatch(r"\d+(\s+\d+)*", text):
-        _check_size(text, len(text.split()))
-        return trees.parse(text)
-    raise ValueError(
-        f'unknown tree {text!r}; known: {", ".join(TREES)}, chain:DEPTH, full:WIDTHxDEPTH, or paths such as "0 1 00 01"'
-    )
-
-
-def tree_name(tree: Tree | DynamicTree) -> str:
-    """The name that `parse_tree` knows a tree by, or its paths."""
-    names = {known: name for name, known in TREES.items()} | {trees.ROOT: "root"}
-    if tree in names:
-        return names[tree]
-    if isinstance(tree, DynamicTree):
-        return str(tree)
-    if tree.width == 1:
-        return f"chain:{tree.depth}"
-    return " ".join("".join(map(str, path)) for path in tree.paths[1:])
 
 
 def draw_all(
@@ -343,7 +363,7 @@ def draw_all(
         report = progress and (lambda done, _: progress(min(before + done, total), total))
         keys = pipeline.picture_keys(jax.random.key(seed), first + np.array(filled))
         chosen = [prompts[i] for i in filled]
-        drawn = pipeline.generate(method.on(bundle), chosen, keys, method.rule, method.tree, sampling, report)
+        drawn = _draw(bundle, method, chosen, keys, sampling, report)
         yield indices, jax.tree.map(lambda x: x[: len(indices)], drawn)
 
 
@@ -363,8 +383,8 @@ def draw_numbers(
     """
     filled = [*numbers, *[numbers[-1]] * (size - len(numbers))]
     keys = pipeline.picture_keys(jax.random.key(seed), np.array(filled))
-    model, chosen = method.on(bundle), [prompts[number] for number in filled]
-    drawn = pipeline.generate(model, chosen, keys, method.rule, method.tree, sampling)
+    chosen = [prompts[number] for number in filled]
+    drawn = _draw(bundle, method, chosen, keys, sampling)
     return jax.tree.map(lambda x: x[: len(numbers)], drawn)
 
 
@@ -375,25 +395,6 @@ def draw_one(
     return draw_numbers(bundle, method, {number: prompt}, [number], seed, sampling)
 
 
-@functools.lru_cache(maxsize=4)
-def _table(codebook: bytes, width: int, count: int) -> np.ndarray:
-    """Of a float32 codebook [V, width]: every code's nearest others, int32 [V, count]."""
-    return rules.nearest_codes(np.frombuffer(codebook, np.float32).reshape(-1, width), count)
-
-
-def _nearest(bundle: Bundle, count: int) -> np.ndarray:
-    """Every code's nearest others, int32 [V, count], nearest first."""
-    codes = bundle.config.vq.codebook_size
-    if not 0 <= count < codes:
-        raise ValueError(f"neighbours must be between 0 and {codes - 1} for {codes} codes, not {count}")
-    table = bundle.neighbours
-    if table is None or table.shape[1] < count:
-        codebook = np.asarray(bundle.merged("vq").raw_codebook(), np.float32)
-        # At least as many as LANTERN takes, so that methods share a table.
-        table = _table(codebook.tobytes(), codebook.shape[1], max(count, _many(bundle.config)))
-    return table[:, :count]
-
-
-def _check_size(text: str, drafts: int) -> None:
-    if drafts > _MOST_DRAFTS:
-        raise ValueError(f"the tree {text[:40]!r} has more than {_MOST_DRAFTS} drafts")
+def _draw(bundle: Bundle, method: Method, prompts, keys, sampling, progress=None) -> pipeline.Generated:
+    own = method.on(bundle)
+    return pipeline.generate(own, prompts, keys, method.rule, method.tree, sampling, progress, **method.drawn)

@@ -16,10 +16,12 @@ from jax.sharding import Mesh
 from cascade_jax import acceptance, bundle, decode, interrupts, platforms, sharding
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
+from cascade_jax.decode import Program
 from cascade_jax.mesh import DATA, MODEL
-from cascade_jax.sampling import Sampling
+from cascade_jax.sampling import FRESH, GUMBEL, Sampling
 from cascade_jax.text import readers
 from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
+from cascade_jax.verify import WALK
 
 SCENES = pathlib.Path(__file__).parent / "scenes" / "weights"
 CHUNK = 16  # steps between two looks at progress and interrupts
@@ -131,6 +133,9 @@ def generate(
     tree: Tree | DynamicTree = EAGLE_25,
     sampling: Sampling | None = None,
     progress: Callable[[int, int], None] | None = None,
+    drafter: nnx.Module | None = None,
+    noise: str | None = None,
+    verifier: str = WALK,
 ) -> Generated:
     """Draws a picture for every prompt, as one batch.
 
@@ -143,13 +148,20 @@ def generate(
       sampling: None for the model's own settings.
       progress: called now and then with (tokens drawn, tokens in all). Without it, and where nobody watches for
         interrupts, nothing returns to the host before the last token.
+      drafter: one without parameters, `drafters.jacobi.Jacobi` for instance, in place of the model's own.
+      noise: "gumbel" draws with noise that belongs to the output position: one and the same picture for a key, whatever
+        the tree and drafter. None for that with `exact()`, and for "fresh" random numbers with other rules.
+      verifier: of a strict rule, "traversal" accepts more than the "walk"; see `verify.verify`.
 
     Raises:
-      ValueError: for no prompt, an unreadable one, keys of another number, or settings out of range.
+      ValueError: for no prompt, an unreadable one, keys of another number, settings out of range, or gumbel noise
+        or traversal with a relaxed rule.
       TypeError: for prompts that are no list of texts or encoded prompts, or a key that is none.
       interrupts.Interrupted: between two steps, if that was asked for.
     """
-    tokens, stats = _drawn(model, prompts, key, rule, tree, sampling, progress)
+    model = model.drafting(drafter)
+    program = _program(model, rule, tree, noise, verifier)
+    tokens, stats = _drawn(model, prompts, key, rule, program, sampling, progress)
     drawn = Generated(model.images(tokens), np.asarray(tokens), stats)
     return jax.tree.map(lambda x: x[: len(prompts)], drawn)
 
@@ -162,18 +174,28 @@ def draw_tokens(
     tree: Tree | DynamicTree = EAGLE_25,
     sampling: Sampling | None = None,
     progress: Callable[[int, int], None] | None = None,
+    drafter: nnx.Module | None = None,
+    noise: str | None = None,
+    verifier: str = WALK,
 ) -> tuple[np.ndarray, Report]:
     """As `generate`, without pictures: tokens int32 [B, T], and how they were drawn."""
-    drawn = jax.tree.map(np.asarray, _drawn(model, prompts, key, rule, tree, sampling, progress))
+    model = model.drafting(drafter)
+    program = _program(model, rule, tree, noise, verifier)
+    drawn = jax.tree.map(np.asarray, _drawn(model, prompts, key, rule, program, sampling, progress))
     return jax.tree.map(lambda x: x[: len(prompts)], drawn)
 
 
-def _drawn(model, prompts, key, rule, tree, sampling, progress) -> tuple[jax.Array, Report]:
+def _program(model: Bundle, rule: Rule | None, tree, noise: str | None, verifier: str) -> Program:
+    exactly = isinstance(rule, acceptance.Exact)
+    return model.program(tree, noise or (GUMBEL if exactly else FRESH), verifier)
+
+
+def _drawn(model, prompts, key, rule, program, sampling, progress) -> tuple[jax.Array, Report]:
     """Tokens and figures, on a mesh of more rows than prompts."""
     sampling = (bundle.default_sampling(model.config) if sampling is None else sampling).checked()
-    state = start(model, prompts, key, tree, sampling)
-    program = model.program(tree)
     params, rule = model.decoding_params(program), acceptance.strict() if rule is None else rule
+    program.check(rule)
+    state = start(model, program, prompts, key, sampling)
     run = decode.run_jit if model.mesh is None else functools.partial(sharding.run, model.mesh)
     if progress is None and not interrupts.watching():
         state = run(program, params, state, rule, sampling)
@@ -188,12 +210,12 @@ def _drawn(model, prompts, key, rule, tree, sampling, progress) -> tuple[jax.Arr
     return state.tokens[:, : program.length], report(state.stats)
 
 
-def start(model: Bundle, prompts, key: jax.Array, tree: Tree | DynamicTree, sampling: Sampling) -> decode.DecodeState:
+def start(model: Bundle, program: Program, prompts, key: jax.Array, sampling: Sampling) -> decode.DecodeState:
     """The decoding state of `prompts` after the prefill, with checked sampling settings; `key` as in `generate`.
 
     On a mesh it is a state of `sharding.prefill`, and the last prompt is repeated until `data` divides the batch.
     """
-    program, encoded = model.program(tree), model.encode(prompts)
+    encoded = model.encode(prompts)
     keys = typed(key)
     keys = keys if keys.ndim else picture_keys(keys, np.arange(len(encoded)))
     if keys.shape != (len(encoded),):

@@ -167,6 +167,30 @@ def warp_logits(logits: jax.Array, sampling: Sampling) -> jax.Array:
     return logits
 
 
+FRESH, GUMBEL = "fresh", "gumbel"
+NOISES = (FRESH, GUMBEL)
+
+
+def position_noise(keys: jax.Array, positions: jax.Array, vocab: int) -> jax.Array:
+    """Gumbel noise [B, n, vocab] that belongs to output `positions` int [B, n] of pictures with these keys, [B].
+
+    Whoever draws the token at a position with it (`drawn_with`) draws from the law that it has, and two who have nearly
+    the same law draw the same token nearly always (Daliri et al. 2024, arXiv 2408.07978).
+    """
+    one = lambda key, position: jax.random.gumbel(jax.random.fold_in(key, position), (vocab,))
+    return jax.vmap(jax.vmap(one, (None, 0)))(keys, positions)
+
+
+def drawn_with(noise: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """The tokens int [...] that `noise` [..., V] draws from (guided) logits [..., V]."""
+    return likeliest(warp_logits(logits, sampling) + noise).astype(jnp.int32)
+
+
+def settled(noise: jax.Array, logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """The point masses [..., V] of these tokens."""
+    return jax.nn.one_hot(drawn_with(noise, logits, sampling), logits.shape[-1])
+
+
 def likeliest(logits: jax.Array) -> jax.Array:
     """The first of the largest along the last axis, int [...]; argmax as two plain reductions, which vectorise."""
     tokens = jnp.arange(logits.shape[-1])

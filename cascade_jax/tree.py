@@ -10,6 +10,7 @@ Both reach verification as a `Topology`, the same arrays, constants in one case 
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -181,6 +182,13 @@ def full(width: int, depth: int) -> Tree:
     return Tree.from_choices(p for d in range(1, depth + 1) for p in itertools.product(range(width), repeat=d))
 
 
+def window(size: int, candidates: int) -> Tree:
+    """`size` drafts in a row, and further candidates beside the first of them: what `drafters.jacobi` drafts."""
+    if size < 1 or candidates < 1:
+        raise ValueError(f"a window needs a size and candidates of at least 1, not {size} and {candidates}")
+    return Tree.from_choices([[0] * d for d in range(1, size + 1)] + [[rank] for rank in range(1, candidates)])
+
+
 def parse(text: str) -> Tree:
     """The tree that `text` lists: digits are child ranks, words are paths, as in "0 1 00 01 000"."""
     return Tree.from_choices([[int(rank) for rank in path] for path in text.split()])
@@ -202,3 +210,55 @@ LANTERNPP_57 = parse(
 """LANTERN++'s tree, "naive_extend_57" in its public code."""
 
 EAGLE_2 = DynamicTree()
+
+NAMED = {"eagle25": EAGLE_25, "lanternpp57": LANTERNPP_57, "eagle2": EAGLE_2}
+_MOST_DRAFTS = 512
+
+
+def named(text: str) -> Tree | DynamicTree:
+    """A tree by name (eagle25, lanternpp57, eagle2), by shape (chain:4, full:2x3, window:16x4), or as paths
+    ("0 1 00 01").
+
+    Raises:
+      ValueError: if it is none of these, or larger than is of use.
+    """
+    text = text.strip()
+    if text in NAMED:
+        return NAMED[text]
+    if match := re.fullmatch(r"chain:(\d+)", text):
+        depth = int(match[1])
+        _check_size(text, depth)
+        return chain(depth)
+    if match := re.fullmatch(r"full:(\d+)x(\d+)", text):
+        width, depth = int(match[1]), int(match[2])
+        _check_size(text, depth if width < 2 else sum(width**d for d in range(1, min(depth, 10) + 1)))
+        return full(width, depth)
+    if match := re.fullmatch(r"window:(\d+)x(\d+)", text):
+        size, candidates = int(match[1]), int(match[2])
+        _check_size(text, size + candidates - 1)
+        return window(size, candidates)
+    if re.fullmatch(r"\d+(\s+\d+)*", text):
+        _check_size(text, len(text.split()))
+        return parse(text)
+    raise ValueError(
+        f'unknown tree {text!r}; known: {", ".join(NAMED)}, chain:DEPTH, full:WIDTHxDEPTH, or paths such as "0 1 00 01"'
+    )
+
+
+def name_of(tree: Tree | DynamicTree) -> str:
+    """The name that `named` knows a tree by, or its paths."""
+    names = {known: name for name, known in NAMED.items()} | {ROOT: "root"}
+    if tree in names:
+        return names[tree]
+    if isinstance(tree, DynamicTree):
+        return str(tree)
+    if tree.width == 1:
+        return f"chain:{tree.depth}"
+    if tree.depth > 1 and tree == window(tree.depth, tree.num_nodes - tree.depth):
+        return f"window:{tree.depth}x{tree.num_nodes - tree.depth}"
+    return " ".join("".join(map(str, path)) for path in tree.paths[1:])
+
+
+def _check_size(text: str, drafts: int) -> None:
+    if drafts > _MOST_DRAFTS:
+        raise ValueError(f"the tree {text[:40]!r} has more than {_MOST_DRAFTS} drafts")

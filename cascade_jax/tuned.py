@@ -29,7 +29,7 @@ class Entry:
       model: where it lay.
       device: a kind of device.
       method: the method's name.
-      tree: the tree, as `methods.parse_tree` reads it.
+      tree: the tree, as `tree.named` reads it.
     """
 
     digest: str

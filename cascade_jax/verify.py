@@ -16,11 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from cascade_jax import platforms, sampling
-from cascade_jax.acceptance import Rule, Siblings, ratio, remainder
+from cascade_jax import platforms, sampling, traversal
+from cascade_jax.acceptance import Exact, Rule, Siblings, Strict, ratio, remainder
 from cascade_jax.kernels.rows import Rows, on_rows
 from cascade_jax.tree import Topology, Tree
 
+WALK, TRAVERSAL = "walk", "traversal"
+VERIFIERS = (WALK, TRAVERSAL)
 UNROLLED = 8  # siblings, and as many levels of as many
 
 
@@ -123,6 +125,7 @@ def verify(
     features: jax.Array,
     rule: Rule,
     warp: Callable[[jax.Array], jax.Array] = jax.nn.softmax,
+    verifier: str = WALK,
 ) -> Verdict:
     """Accepts a path through a draft tree of N nodes (the paper's Algorithm 2; with `strict()`, Algorithm 1 on a tree).
 
@@ -137,20 +140,37 @@ def verify(
       rule: the acceptance rule.
       warp: maps logits [..., V] to the probabilities that are sampled. What it excludes (a probability of 0 from a
         finite logit) no rule can accept.
+      verifier: "walk" from the root, or "traversal" from the leaves, which accepts more (see `traversal`).
 
     Returns:
       A `Verdict`. With `strict()` the law of the accepted tokens and the bonus token is the target's own.
+
+    Raises:
+      ValueError: for a verifier that there is not, or that is not for the rule.
     """
+    check(rule, noise=sampling.GUMBEL if isinstance(rule, Exact) else sampling.FRESH, verifier=verifier)
     if isinstance(tree, Tree):
         inner, topology = np.array(tree.inner, np.int32), tree.topology
     else:
         inner, topology = np.arange(len(tokens), dtype=np.int32), tree
     draft = None if draft_probs is None else draft_probs[inner]
-    walked = walk(key, topology, inner, tokens, draft, target_logits[inner], features, rule, warp)
+    walked = walk(key, topology, inner, tokens, draft, target_logits[inner], features, rule, warp, verifier)
     return finish(walked, warp(target_logits[walked.end]))
 
 
-def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rule, warp) -> Walk:
+def check(rule: Rule, noise: str = sampling.FRESH, verifier: str = WALK, drafts: bool = True) -> None:
+    """Raises a ValueError unless a rule goes with this noise (see `decode.Program`) and this verifier."""
+    if verifier not in VERIFIERS:
+        raise ValueError(f"verifier must be one of {', '.join(VERIFIERS)}, not {verifier!r}")
+    if verifier == TRAVERSAL and not isinstance(rule, Strict):
+        raise ValueError("traversal is a lossless verifier, of strict() alone: a relaxed rule takes the walk")
+    if noise == sampling.GUMBEL and drafts and not isinstance(rule, Strict):
+        raise ValueError("gumbel noise draws the token-by-token picture, and a relaxed rule would not: use exact()")
+    if noise == sampling.FRESH and type(rule) is Exact:
+        raise ValueError("exact() draws the token-by-token picture of gumbel noise, and the noise is fresh")
+
+
+def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rule, warp, verifier: str = WALK) -> Walk:
     """`verify` but for the bonus token, given the ids of the inner nodes [M], and the drafter's distributions and the
     target's logits at these alone, [M, V]."""
     walk_key, bonus_key = jax.random.split(key)
@@ -158,6 +178,12 @@ def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rul
         zero = jnp.float32(0)
         return Walk(jnp.zeros(1, jnp.int32), jnp.int32(0), None, zero, zero, jnp.bool_(False), bonus_key)
     probs = warp(target_logits)
+    slot_of = jnp.asarray(slots(inner, len(tokens)))
+    if verifier == TRAVERSAL:
+        ends, zero = traversal.examine(topology, inner, tokens, draft_probs, probs), jnp.float32(0)
+        path, end = traversal.ascend(walk_key, topology, ends)
+        leftover = jnp.where(slot_of[end] >= 0, ends.leftover[slot_of[end]], 0.0)
+        return Walk(path, end, leftover, zero, zero, jnp.bool_(False), bonus_key)
     excluded = (probs == 0) & ~jnp.isneginf(target_logits)
 
     def looked(unroll, interpret=False):
@@ -167,7 +193,7 @@ def walk(key, topology, inner, tokens, draft_probs, target_logits, features, rul
 
     seen = platforms.by_lowering(functools.partial(looked, False), functools.partial(looked, True))()
     candidates, (path, end, charges, visits) = seen
-    slot = jnp.asarray(slots(inner, len(tokens)))[end]
+    slot = slot_of[end]
     has_children = jnp.any(candidates.nodes[slot] >= 0) & (slot >= 0)
     leftover = jnp.where(has_children, candidates.leftover[slot], 0.0)
     return Walk(path, end, leftover, *charges, bonus_key, _turns(candidates, visits, len(tokens)))

@@ -15,6 +15,7 @@ from small import write_bundle
 
 from cascade_jax import acceptance, cli, decode, files, methods, pipeline, rules, trees
 from cascade_jax.cli import commands, console, spellings
+from cascade_jax.tree import name_of, named
 
 PROMPT = "a red ball on gravel"
 
@@ -265,7 +266,7 @@ def test_a_models_own_settings_are_cascades_defaults(tmp_path):
 
 @pytest.mark.parametrize("text", ["eagle25", "lanternpp57", "eagle2", "chain:4", "0 1 00 01"])
 def test_a_trees_name_reads_back_as_the_tree(text):
-    assert methods.tree_name(methods.parse_tree(text)) == text
+    assert name_of(named(text)) == text
 
 
 OLD = {

@@ -47,11 +47,15 @@ def empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_artifact_draws_what_the_model_draws(model, file):
+@pytest.mark.parametrize("name", ["cascade", "pac"])
+def test_an_artifact_draws_what_the_model_draws(name, model, file, tmp_path):
     loaded = pipeline.load(model)
-    method = methods.method("cascade", loaded, tree=TREE)
+    method = methods.method(name, loaded, **({"tree": TREE} if name == "cascade" else {"window": 3}))
+    if name != "cascade":
+        file = tmp_path / "other.cascade"
+        artifact.write(file, loaded, method, export.lower(loaded, method, programs=("generate", "pictures")), tmp_path)
     prompts = [PROMPT, "a blue cone on grass"]
-    want = pipeline.generate(loaded, prompts, jax.random.key(3), method.rule, method.tree)
+    want = methods.draw_numbers(loaded, method, prompts, range(2), seed=3)
     opened = Artifact(file)
     assert opened.meta["platforms"] == ["cpu", "cuda", "rocm", "tpu"]
     drawn = opened.generate(prompts, seed=3)

@@ -20,6 +20,7 @@ from cascade_jax.paper import numbers as paper_numbers
 from cascade_jax.paper.contents import CONTENTS, Entry
 from cascade_jax.paper.lab import Lab
 from cascade_jax.text import captions
+from cascade_jax.tree import name_of
 
 ALPHAS = {"ar": 0.0, "eagle": 1.0, "lantern": 1.5, "lantern++": 1.25, "gsd": 2.0, "cascade": 3.0}
 
@@ -68,7 +69,7 @@ def measured(monkeypatch, tmp_path):
             alpha = ALPHAS[method.name] + method.settings.get("budget", 0)
             speed = None if timed == 0 else (alpha + 1) * 0.9
             found[label] = {
-                "method": method.name, "tree": methods.tree_name(method.tree), "settings": method.settings,
+                "method": method.name, "tree": name_of(method.tree), "settings": method.settings,
                 "seconds_per_image": None if timed == 0 else 2 / speed, "speedup": speed, "target_steps": 15.0,
                 "step_speedup": alpha + 1, "alpha": alpha, "tokens_per_step": alpha + 1, "nominal": 0.0,
                 "coupled": 0.0, "divergence": 0.1, "fidelity": 0.75, "frechet": None, "clip": None, "fid": None,

@@ -19,11 +19,13 @@ from cascade_jax.export import artifact
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="needs JAX_NUM_CPU_DEVICES=8")
 BATCH = 3
 SETTINGS = {"lantern": {"delta": 0.2, "neighbours": 5}, "lantern++": {"neighbours": 5}, "gsd": {"group": 5}}
+SETTINGS |= {name: {"window": 3} for name in ("sjd", "scd", "pac", "gsd-jacobi")}
 SMALL_EAGLE_2 = trees.DynamicTree(top_k=2, rounds=1, drafts=4)
 
 
 def method(name: str, model) -> methods.Method:
-    tree = {"ar": None, "lantern": SMALL_EAGLE_2}.get(name, "0 1 00")
+    bound = methods.METHODS[name].bound
+    tree = None if bound else {"lantern": SMALL_EAGLE_2}.get(name, "0 1 00")
     return methods.method(name, model, tree=tree, **SETTINGS.get(name, {}))
 
 
@@ -45,8 +47,9 @@ def test_a_mesh_draws_the_tokens_of_one_device(family, name, bundles):
     """In float32; a batch that `data` does not divide."""
     one, divided = bundles[family]
     chosen, prompts = method(name, one), tiny_bundles.prompts(family, BATCH)
-    want = pipeline.generate(one, prompts, jax.random.key(2), chosen.rule, chosen.tree)
-    drawn = pipeline.generate(divided, prompts, jax.random.key(2), chosen.rule, chosen.tree)
+    numbers = range(BATCH)
+    want = methods.draw_numbers(one, chosen, prompts, numbers, seed=2)
+    drawn = methods.draw_numbers(divided, chosen, prompts, numbers, seed=2)
     np.testing.assert_array_equal(drawn.tokens, want.tokens)
     np.testing.assert_array_equal(drawn.stats.steps, want.stats.steps)
     np.testing.assert_allclose(drawn.stats.coupled, want.stats.coupled, atol=1e-4)
@@ -72,8 +75,8 @@ def test_the_loop_gathers_neither_caches_nor_weights():
     """
     model = sharding.put(tiny_bundles.bundle("llamagen"), mesh.make(2, 4))
     chosen, prompts = method("cascade", model), tiny_bundles.prompts("llamagen", 4)
-    settings, program = default_sampling(model.config).checked(), model.program(chosen.tree)
-    state = pipeline.start(model, prompts, jax.random.key(0), chosen.tree, settings)
+    settings, program = default_sampling(model.config).checked(), chosen.program(model)
+    state = pipeline.start(model, program, prompts, jax.random.key(0), settings)
     assert state.cache[0].key.sharding.spec == jax.sharding.PartitionSpec(None, "data", "model")
     with jax.set_mesh(model.mesh):
         lowered = sharding.run_jit.lower(program, model.decoding_params(program), state, chosen.rule, settings, None)

@@ -12,6 +12,7 @@ import cascade_jax as cj
 from cascade_jax import cli, methods, pipeline, trees, tuned
 from cascade_jax.cli import flags
 from cascade_jax.measure import parts, tune
+from cascade_jax.tree import name_of, named
 
 TABLE = np.array([[0.5, 0.2, 0.1], [0.4, 0.3, 0.1]])
 
@@ -94,7 +95,7 @@ def test_the_tree_that_is_measured_fastest_is_taken_whatever_was_predicted(monke
     monkeypatch.setattr(pipeline, "generate", lambda *_: types.SimpleNamespace(stats=stats))
     model = cj.load("scenes")
     found = tune.tune(model, "eagle", [], most_drafts=8, most_depth=3)
-    assert methods.parse_tree(found["tree"]).num_nodes == 3
+    assert named(found["tree"]).num_nodes == 3
     rates = [row["measured"]["tokens_per_second"] for row in found["trees"]]
     assert rates == sorted(rates, reverse=True)
     predicted = [row["predicted"]["tokens_per_second"] for row in found["trees"]]
@@ -123,7 +124,7 @@ def test_the_command_stores_a_tree_that_becomes_the_default(tmp_path, monkeypatc
     ((device, own),) = stored.items()
     assert own["eagle"]["device"] == device
     loaded = pipeline.load(model)
-    assert methods.tree_name(methods.method("eagle", loaded).tree) == own["eagle"]["tree"]
+    assert name_of(methods.method("eagle", loaded).tree) == own["eagle"]["tree"]
     assert methods.method("gsd", loaded).tree == trees.EAGLE_25
     assert methods.method("eagle", loaded, tree="chain:4").tree == trees.chain(4)
     flags.drawable(loaded, "eagle", {})

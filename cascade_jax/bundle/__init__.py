@@ -26,7 +26,16 @@ from cascade_jax.bundle.config import (
     read_config,
     to_json,
 )
-from cascade_jax.bundle.model import Bundle, abstract, encode, pictures, prefix, shapes, skeleton
+from cascade_jax.bundle.model import (
+    Bundle,
+    abstract,
+    encode,
+    pictures,
+    prefix,
+    shapes,
+    skeleton,
+    usual_neighbours,
+)
 from cascade_jax.bundle.store import (
     NEIGHBOURS,
     Contents,
@@ -80,5 +89,6 @@ __all__ = [
     "skeleton",
     "stored",
     "to_json",
+    "usual_neighbours",
     "written",
 ]

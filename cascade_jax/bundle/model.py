@@ -16,8 +16,10 @@ from cascade_jax.decode import Prefix, Program
 from cascade_jax.models import families
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.vq import to_uint8
-from cascade_jax.sampling import Layout
+from cascade_jax.rules import nearest_codes
+from cascade_jax.sampling import FRESH, NOISES, Layout
 from cascade_jax.tree import DynamicTree, Tree
+from cascade_jax.verify import TRAVERSAL, WALK
 
 Read = Callable[[Sequence[str]], list[Prompt]]
 
@@ -65,23 +67,49 @@ class Bundle:
         """What may stand where in the output."""
         return self.config.target.layout
 
-    def program(self, tree: Tree | DynamicTree) -> Program:
+    def program(self, tree: Tree | DynamicTree, noise: str = FRESH, verifier: str = WALK) -> Program:
         """The decoding program of this model with `tree`.
+
+        Args:
+          noise, verifier: see `decode.Program`.
 
         Raises:
           BundleError: if the tree has drafts and the bundle no drafter.
+          ValueError: if there is no such noise, or the drafter is not for the verifier.
         """
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
-            raise BundleError("this model has no drafter, so only autoregressive decoding is possible (--method ar)")
+            raise BundleError(
+                "this model has no drafter: draw with --method ar, or with one that needs none, as sjd, scd and pac"
+            )
+        if noise not in NOISES:
+            raise ValueError(f"noise must be one of {', '.join(NOISES)}, not {noise!r}")
+        if verifier == TRAVERSAL and getattr(self.drafter, "coupled", False):
+            raise ValueError("coupled redraws are lossless with the walk alone: traversal judges drafts that they keep")
         taps = (self.drafter or self.config.drafter).taps if tree.depth else ()
         if taps and not all(1 <= tap <= self.config.target.layers for tap in taps):
             raise BundleError(f"the drafter reads layers {taps} of a target that has {self.config.target.layers}")
-        return Program(self._graphs["target"], drafter, tree, self.length, self.layout, taps)
+        return Program(self._graphs["target"], drafter, tree, self.length, self.layout, taps, noise, verifier)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
         """The parameters that `program` reads."""
         return {"target": self.params["target"], "drafter": self.params["drafter"] if program.drafter else None}
+
+    def nearest(self, count: int) -> np.ndarray:
+        """Every code's nearest others, int32 [codes, count], nearest first: of the stored table, or of a new one.
+
+        Raises:
+          ValueError: if there are not as many.
+        """
+        codes = self.config.vq.codebook_size
+        if not 0 <= count < codes:
+            raise ValueError(f"neighbours must be between 0 and {codes - 1} for {codes} codes, not {count}")
+        table = self.neighbours
+        if table is None or table.shape[1] < count:
+            codebook = np.asarray(self.merged("vq").raw_codebook(), np.float32)
+            # at least as many as LANTERN takes, so that methods share a table
+            table = _table(codebook.tobytes(), codebook.shape[1], max(count, usual_neighbours(self.config)))
+        return table[:, :count]
 
     def graph(self, part: str) -> nnx.GraphDef:
         """A part's graph definition."""
@@ -111,6 +139,17 @@ class Bundle:
         """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
         codes = self.config.target.codes(tokens)
         return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
+
+
+def usual_neighbours(config: Config) -> int:
+    """LANTERN's neighbourhood: 1,000 of 16,384 codes; at most a twentieth of the codebook."""
+    return min(1000, config.vq.codebook_size // 20)
+
+
+@functools.lru_cache(maxsize=4)
+def _table(codebook: bytes, width: int, count: int) -> np.ndarray:
+    """Of a float32 codebook [codes, width]: every code's nearest others, int32 [codes, count]."""
+    return nearest_codes(np.frombuffer(codebook, np.float32).reshape(-1, width), count)
 
 
 def encode(prompts: Sequence[str | Prompt], read: Read | None) -> list[Prompt]:
@@ -144,6 +183,7 @@ _pictures = jax.jit(pictures, static_argnums=0)
 def prefix(graph: nnx.GraphDef, drafter_graph: nnx.GraphDef | None, guided: bool, states, stacked) -> Prefix:
     """What stands before the first output token, by target and drafter; `states` are their parameters."""
     drafter = None if drafter_graph is None else nnx.merge(drafter_graph, states[1])
+    drafter = drafter if hasattr(drafter, "embed") else None  # it may take in no embeddings
     return nnx.merge(graph, states[0]).prefix(stacked, guided, drafter)
 
 

@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from cascade_jax import methods
 from cascade_jax.cli import console, flags
 from cascade_jax.cli.command import Command
+from cascade_jax.tree import name_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Generate(Command):
             pictures, seconds = self._draw(loaded, compiling, progress)
         method = loaded.method
         if self.json:
-            report = {"model": self.model.name, "method": method.name, "tree": methods.tree_name(method.tree)}
+            report = {"model": self.model.name, "method": method.name, "tree": name_of(method.tree)}
             report |= {"settings": method.settings, "sampling": loaded.settings}
             report |= {"seconds": seconds, "compile_seconds": compiling.seconds, "pictures": pictures}
             print(json.dumps(report, indent=2, ensure_ascii=False))
@@ -144,7 +145,7 @@ class GenerateList(Command):
         method = self.settings.method(bundle, self.method)
         texts = [caption.text for caption in flags.captions(bundle, given, self.prompts, len(given), self.seed)]
         settings, sampling = self.sampling.of(bundle)
-        job = {"model": self.model.name, "method": self.method, "tree": methods.tree_name(method.tree)}
+        job = {"model": self.model.name, "method": self.method, "tree": name_of(method.tree)}
         job |= {"settings": method.settings, "sampling": settings, "seed": self.seed, "dtype": self.model.dtype}
         gauges = flags.Metrics().opened(bundle) if self.evaluate else []
         jobs.settle(self.out, {**job, "prompts": texts})

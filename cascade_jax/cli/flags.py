@@ -11,6 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from cascade_jax import methods
 from cascade_jax.cli import console
 from cascade_jax.evaluation import metrics
+from cascade_jax.tree import NAMED, name_of
 
 _METHODS = "(default: the method's)"
 _MODELS = "(default: the model's)"
@@ -136,7 +137,7 @@ def made(name: str, base: type, fields: dict[str, tuple[type, str, str, str]]) -
 
 def _settings() -> dict[str, tuple[type, str, str, str]]:
     """Trees, and the settings of all registered methods."""
-    named = ", ".join((*methods.TREES, "chain:DEPTH", "full:WIDTHxDEPTH"))
+    named = ", ".join((*NAMED, "chain:DEPTH", "full:WIDTHxDEPTH"))
     tree = f'draft tree: {named}, or paths such as "0 1 00 01"; default leaves out what tune-tree found'
     fields = {"tree": (str, "TREE", tree, _METHODS)}
     for setting, takers in methods.settings_of().items():
@@ -258,9 +259,9 @@ def drawable(bundle, name: str, settings: dict[str, Any]):
     if bundle.neighbours is None and bundle.config.text != "scenes" and "neighbours" in takes:
         console.say("making the table of neighbours; cascade-jax neighbours MODEL stores it with the model")
     method = methods.method(name, bundle, **settings)
-    method.on(bundle).program(method.tree)
+    method.program(bundle)
     if method.tuned:
-        tree = methods.tree_name(method.tree)
+        tree = name_of(method.tree)
         console.say(f"{name} drafts on {tree}, which tune-tree found for this machine (--tree default leaves it out)")
     return method
 

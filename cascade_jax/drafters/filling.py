@@ -1,6 +1,7 @@
 """How a drafter that grows its tree level by level fills it: a static tree (EAGLE-1) or a dynamic one (EAGLE-2).
 
-The drafter is a `pairs.PairDrafter`. `hidden` is its hidden state at the root, [R, d].
+The drafter is a `pairs.PairDrafter`. `hidden` is its hidden state at the root, [R, d]. `shared` is the noise of output
+positions, [B, D + 1, V], if the target draws with it; drafted is then what it makes of the drafter's laws.
 
 Shapes: `B` sequences, `G` guidance branches, `R = G B` rows (branch-major), `N` nodes, `V` tokens, `d` model width.
 """
@@ -16,7 +17,7 @@ from flax import struct
 from cascade_jax import cache as kv
 from cascade_jax.cache import Context
 from cascade_jax.draft import Draft
-from cascade_jax.sampling import Layout, Sampling, guided_logits, likeliest_of, propose
+from cascade_jax.sampling import Layout, Sampling, guided_logits, likeliest_of, propose, warp_logits
 from cascade_jax.tree import DynamicTree, Topology, Tree
 
 
@@ -37,7 +38,7 @@ class Head:
         return logits
 
 
-def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout) -> Draft:
+def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout, shared=None) -> Draft:
     """EAGLE-1: children are drawn without replacement, all of a level at once."""
     root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)[:, 0]
     tokens = [None] * tree.num_nodes
@@ -53,11 +54,14 @@ def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, 
             hiddens = {node: x[:, i] for i, node in enumerate(parents)}
         logits = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)
         width = max(int(np.sum(children[node] >= 0)) for node in parents)
-        if noise is None:  # all of the step's noise at once: one generator call instead of one a level
+        if noise is None and shared is None:  # all of the step's at once: one generator call in place of one a level
             shape = (len(tree.inner), logits.shape[-1])
             noise = jnp.where(greedy, 0.0, jax.vmap(lambda key: jax.random.gumbel(key, shape))(keys))
         first = tree.inner.index(parents[0])
-        level, drawn = propose(logits, noise, first, head.sampling, width)
+        own = noise, first
+        if shared is not None:
+            own = jnp.broadcast_to(shared[:, depth : depth + 1], logits.shape), 0
+        level, drawn = propose(logits, *own, head.sampling, width)
         probs.append(level)
         for i, node in enumerate(parents):
             for rank, child in enumerate(children[node][children[node] >= 0]):
@@ -85,16 +89,20 @@ def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, above)
     return drafter(embeddings, features, context, (state.cache, *past))
 
 
-def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy, head, layout) -> Draft:
+def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy, head, layout, shared=None) -> Draft:
     """EAGLE-2: expand the likeliest nodes round by round, keep the likeliest candidates of all rounds."""
     del keys, greedy  # nothing is drawn: these drafts are deterministic
     rows, batch, k = hidden.shape[0], state.tokens.shape[0], tree.top_k
     root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)
 
-    def best(logits):  # [B, n, V] -> log probabilities, tokens [B, n, k]
-        return likeliest_of(logits, head.sampling, k)
+    def best(hidden, depth):  # [R, n, d] -> log probabilities, tokens [B, n, k]
+        logits = head(drafter, target, layout, hidden, depth)
+        if shared is None:
+            return likeliest_of(logits, head.sampling, k)
+        # what is near to be drawn stands for what is likely
+        return likeliest_of(warp_logits(logits, head.sampling) + shared[:, depth : depth + 1], Sampling().checked(), k)
 
-    values, tokens = best(head(drafter, target, layout, hidden[:, None], 0))
+    values, tokens = best(hidden[:, None], 0)
     scores, frontier = values[:, 0], tokens[:, 0]  # [B, k]
     ids = jnp.broadcast_to(jnp.arange(k), (batch, k))  # candidate numbers of the frontier, by round and rank
     all_scores, all_tokens = [scores], [frontier]
@@ -112,7 +120,7 @@ def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy
         embeddings = tile(drafter.embed(frontier, target), rows)
         x, fresh = drafter(embeddings, features, context, past)
         tree_cache = kv.join(tree_cache, fresh)
-        values, tokens = best(head(drafter, target, layout, x, depth))
+        values, tokens = best(x, depth)
         candidates = (scores[..., None] + values).reshape(batch, k * k)
         first = k + (depth - 1) * k * k
         all_scores.append(candidates)

@@ -54,8 +54,11 @@ class PairDrafter(nnx.Module):
     def taps(self) -> tuple[int, ...]:
         return self.config.taps
 
-    def start(self, target, tree, prefix: Prefix, features: jax.Array, first: jax.Array, slots: int) -> Pairs:
+    def start(
+        self, target, tree, prefix: Prefix, features: jax.Array, first: jax.Array, slots: int, layout=None
+    ) -> Pairs:
         """Takes in the pairs of the prefix; see `draft.Drafter`."""
+        del target, layout
         rows, size, _ = features.shape
         pairs = max(size - 1, 1)  # behind a prefix of one slot there is none: what is taken in then is never seen
         positions = jnp.broadcast_to(jnp.arange(pairs), (rows, pairs))
@@ -79,6 +82,7 @@ class PairDrafter(nnx.Module):
         sampling: Sampling,
         position: jax.Array,
         layout: Layout | None = None,
+        noise: jax.Array | None = None,
     ) -> tuple[Draft, Pairs]:
         """Takes in the pending pairs, then fills the tree; see `draft.Drafter`.
 
@@ -89,7 +93,8 @@ class PairDrafter(nnx.Module):
         head = Head(sampling.replace(temperature=jnp.where(greedy, 1.0, sampling.temperature)), position)
         hidden, memory = take_in(self, target, memory)
         fill = fill_static if isinstance(tree, Tree) else fill_dynamic
-        return fill(self, target, tree, memory, hidden, keys, greedy, head, layout), memory
+        noise = None if noise is None else jnp.where(greedy, 0.0, noise)
+        return fill(self, target, tree, memory, hidden, keys, greedy, head, layout, noise), memory
 
     def observe(self, target, memory: Pairs, outcome: Outcome) -> Pairs:
         """Keeps the accepted tokens and the target's features before them, to be taken in by the next step."""

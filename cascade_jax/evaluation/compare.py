@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cascade_jax import files
-from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle
 from cascade_jax.evaluation import report as reports
 from cascade_jax.evaluation import run, tables
@@ -20,6 +19,7 @@ from cascade_jax.evaluation.metrics import Gauge
 from cascade_jax.evaluation.metrics.metric import Progress, cautions
 from cascade_jax.methods import Method
 from cascade_jax.sampling import Sampling
+from cascade_jax.tree import name_of
 
 _UNFINISHED = "unfinished-"
 
@@ -50,7 +50,7 @@ def compare(
     """
     weights = run.weights_of(bundle)
     knobs = [None if knob is None else float(knob) for knob in vars(sampling).values()]
-    drawn = [[method.name, by_name.tree_name(method.tree), method.settings] for method in methods]
+    drawn = [[method.name, name_of(method.tree), method.settings] for method in methods]
     place = _unfinished(folder, [list(prompts), seed, knobs, weights, run.dtype_of(bundle), drawn])
     with cautions() as careful:
         figures = run.evaluate(

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from cascade_jax import methods as by_name
 from cascade_jax.evaluation import metrics
 from cascade_jax.evaluation.metrics import Measured
 from cascade_jax.evaluation.metrics.metric import STEPS, TIMES, interval
 from cascade_jax.pipeline import Report
 from cascade_jax.text.captions import Caption
+from cascade_jax.tree import name_of
 
 ALL = slice(None)
 
@@ -37,7 +37,7 @@ def _figures(own: Measured, base: Measured | None) -> dict[str, Any]:
     return {
         "method": own.method.name,
         **known,
-        "tree": by_name.tree_name(own.method.tree),
+        "tree": name_of(own.method.tree),
         "settings": own.method.settings,
         "intervals": spans,
     }

@@ -39,6 +39,7 @@ from cascade_jax.methods import Method
 from cascade_jax.sampling import Sampling
 from cascade_jax.text.captions import Caption, listed
 from cascade_jax.training.data import fingerprint
+from cascade_jax.tree import name_of
 
 FORMAT = 1
 
@@ -226,7 +227,7 @@ def settle(
             {
                 "format": FORMAT,
                 "method": method.name,
-                "tree": by_name.tree_name(method.tree),
+                "tree": name_of(method.tree),
                 "settings": method.settings,
                 "rule": _rule_digest(method.rule),
                 "drafter": weights["drafter"] if drafted else None,

@@ -27,6 +27,7 @@ from cascade_jax.evaluation.metrics.steps import FEWER_STEPS, TARGET_STEPS
 from cascade_jax.measure import clock
 from cascade_jax.methods import AR, CASCADE, Method
 from cascade_jax.sampling import Sampling
+from cascade_jax.tree import name_of
 
 
 def grid(
@@ -86,7 +87,7 @@ def sweep(
     what = None if memory is None else _digest(bundle, prompts, seed, sampling, gauges)
     measured = []
     for method in interrupts.safely(methods):
-        key = json.dumps([what, method.name, by_name.tree_name(method.tree), method.settings])
+        key = json.dumps([what, method.name, name_of(method.tree), method.settings])
         if key not in known:
             known[key] = _measure(bundle, method, prompts, seed, sampling, gauges)
             if memory is not None:
@@ -154,7 +155,7 @@ def _remember(memory: pathlib.Path, key: str, point: dict[str, Any]) -> None:
 
 def _program(method: Method) -> tuple:
     """What methods have in common whose steps take equally long."""
-    return method.name, by_name.tree_name(method.tree), method.settings.get("ledger"), method.settings.get("mass")
+    return method.name, name_of(method.tree), method.settings.get("ledger"), method.settings.get("mass")
 
 
 def _step_seconds(bundle, methods, prompts, seed, sampling) -> dict[tuple, float | None]:

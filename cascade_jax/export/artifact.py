@@ -36,9 +36,10 @@ import numpy as np
 from cascade_jax import bundle as bundles
 from cascade_jax import decode, files, pipeline
 from cascade_jax.bundle import Bundle, Prompt
-from cascade_jax.methods import Method, tree_name
+from cascade_jax.methods import Method
 from cascade_jax.models.prompt import TokenRows
 from cascade_jax.text import readers
+from cascade_jax.tree import name_of
 
 FORMAT = 1
 
@@ -85,7 +86,7 @@ def write(file: pathlib.Path, model: Bundle, method: Method, lowered: Lowered, f
         "platforms": list(next(iter(lowered.programs.values())).platforms),
         "config": bundles.to_json(model.config),
         "method": method.name,
-        "tree": tree_name(method.tree),
+        "tree": name_of(method.tree),
         "settings": method.settings,
         "batch": lowered.batch,
         "slots": lowered.slots,

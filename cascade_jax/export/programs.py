@@ -52,8 +52,7 @@ def lower(
     """
     check_platforms(platforms)
     sampling = (default_sampling(model.config) if sampling is None else sampling).checked()
-    model = method.on(model)
-    program = model.program(method.tree)
+    model, program = method.on(model), method.program(model)
     rows = jax.export.symbolic_shape("b")[0] if batch is None else batch
     read = straight(model.decoding_params(program))  # not as this platform likes it
     prompts, slots = _prompts(model, rows, slots)
@@ -99,9 +98,9 @@ class _Programs:
 
     def start(self, states, prompts, seed, numbers, sampling) -> decode.DecodeState:
         states, sampling = self.fill["states"](states), self.fill["sampling"](sampling)
-        target = nnx.merge(self.program.target, states["target"])
-        drafter = None if self.program.drafter is None else nnx.merge(self.program.drafter, states["drafter"])
-        prefix = target.prefix(self.fill["prompts"](prompts), sampling.guidance is not None, drafter)
+        graphs, guided = (self.program.target, self.program.drafter), sampling.guidance is not None
+        parameters = states["target"], states["drafter"]
+        prefix = bundles.prefix(*graphs, guided, parameters, self.fill["prompts"](prompts))
         keys = pipeline.picture_keys(jax.random.key(seed), numbers)
         return decode.prefill(self.program, states, prefix, keys, sampling)
 

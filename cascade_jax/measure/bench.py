@@ -14,7 +14,7 @@ from cascade_jax.measure import parts
 from cascade_jax.measure.clock import machine, seconds
 from cascade_jax.measure.limits import bandwidth, matmul_rate, peak_memory
 from cascade_jax.methods import AR, Method
-from cascade_jax.tree import Tree
+from cascade_jax.tree import Tree, name_of
 
 
 def bench(
@@ -57,7 +57,7 @@ def bench(
         "machine": machine(),
         "dtype": str(jax.tree.leaves(bundle.params["target"])[0].dtype),
         "method": method.name,
-        "tree": by_name.tree_name(method.tree),
+        "tree": name_of(method.tree),
         **parts.parts(bundle, method, prompts[:1], sampling, steps, repeats),
     }
     progress("the target by tree size")
@@ -118,7 +118,8 @@ def _rate(bundle, method, prompts, sampling, steps, repeats, whole) -> dict[str,
     (times,) = parts.loops(bundle, [method], prompts, sampling, steps, repeats)
     if whole:
         encoded, key = bundle.encode(prompts), jax.random.key(0)
-        draw = functools.partial(pipeline.generate, bundle, encoded, key, method.rule, method.tree, sampling)
+        given = method.on(bundle), encoded, key, method.rule, method.tree, sampling
+        draw = functools.partial(pipeline.generate, *given, **method.drawn)
         return {"step": times["step"], "pictures_per_second": len(prompts) / seconds(draw, repeats=min(repeats, 3))}
     if method.tree.depth:
         return {"step": times["step"], "pictures_per_second": None}

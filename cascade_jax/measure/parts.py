@@ -37,8 +37,7 @@ _commit = jax.jit(decode.commit, static_argnums=0, donate_argnums=(2, 4))
 def parts(bundle: Bundle, method: Method, prompts, sampling: Sampling, steps: int, repeats: int) -> dict[str, Any]:
     """Medians over `repeats` runs of at most `steps` steps: {"prefill", "parts": {part: time}, "sum", "loop",
     "overhead": loop / sum - 1}, times in seconds, those of parts and of the loop per step."""
-    bundle = method.on(bundle)
-    program = bundle.program(method.tree)
+    bundle, program = method.on(bundle), method.program(bundle)
     params = bundle.decoding_params(program)
 
     def play(_):
@@ -118,8 +117,7 @@ def step_times(bundle: Bundle, methods: Sequence[Method], prompts, sampling: Sam
 
 def _loop(bundle, method, prompts, sampling, steps) -> tuple[dict[str, float], int]:
     """Seconds of a prefill and of a step of the loop behind it, and how many steps it took."""
-    bundle = method.on(bundle)
-    program = bundle.program(method.tree)
+    bundle, program = method.on(bundle), method.program(bundle)
     params = bundle.decoding_params(program)
     prefill, state = clock.timed(_start, bundle, method, prompts, sampling)
     spent, state = clock.timed(decode.run_jit, program, params, state, method.rule, sampling, steps)
@@ -128,4 +126,5 @@ def _loop(bundle, method, prompts, sampling, steps) -> tuple[dict[str, float], i
 
 
 def _start(bundle, method, prompts, sampling) -> decode.DecodeState:
-    return jax.block_until_ready(pipeline.start(method.on(bundle), prompts, jax.random.key(0), method.tree, sampling))
+    model, program = method.on(bundle), method.program(bundle)
+    return jax.block_until_ready(pipeline.start(model, program, prompts, jax.random.key(0), sampling))

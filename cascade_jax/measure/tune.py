@@ -16,6 +16,7 @@ What a step yields and what it costs are measured apart, and the tree that is be
    most tokens per second as measured is chosen.
 """
 
+import dataclasses
 import functools
 import heapq
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
 from cascade_jax.measure import parts
 from cascade_jax.methods import Method
-from cascade_jax.tree import EAGLE_25, Tree, chain, full
+from cascade_jax.tree import EAGLE_25, Tree, chain, full, name_of
 
 WIDTH, DEPTH = 8, 6
 TIMED = (chain(1), chain(4), full(8, 1), full(2, 3), EAGLE_25, full(4, 3))  # 2, 5, 9, 15, 26 and 85 nodes
@@ -49,9 +50,9 @@ def acceptance(bundle: Bundle, method: Method, prompts: Sequence[Prompt], seed: 
       prompts: drawn as one batch.
     """
     tree, sampling = comb(), default_sampling(bundle.config).checked()
-    program = bundle.program(tree)
+    program = dataclasses.replace(method, tree=tree).program(bundle)
     params = bundle.decoding_params(program)
-    state = pipeline.start(bundle, prompts, jax.random.key(seed), tree, sampling)
+    state = pipeline.start(bundle, program, prompts, jax.random.key(seed), sampling)
     hits, visits = np.zeros((tree.depth, tree.width)), np.zeros(tree.depth)
     while np.any(going := np.asarray(state.count) < program.length):
         interrupts.check()
@@ -197,10 +198,11 @@ def tune(
     compared = []
     for tree, own in zip(trees, spent):
         progress(f"what {tree} yields")
-        drawn = pipeline.generate(bundle, prompts, jax.random.key(seed + 1), method.rule, tree, sampling)
+        given = prompts, jax.random.key(seed + 1), method.rule, tree, sampling
+        drawn = pipeline.generate(bundle, *given, **method.drawn)
         yielded = float(np.sum(drawn.stats.accepted) / np.maximum(np.sum(drawn.stats.steps), 1) + 1)
         predicted = _figures(expected_tokens(table, tree), time_of(costs, tree))
-        compared.append({"tree": by_name.tree_name(tree), "predicted": predicted, "measured": _figures(yielded, own)})
+        compared.append({"tree": name_of(tree), "predicted": predicted, "measured": _figures(yielded, own)})
     compared.sort(key=lambda row: -row["measured"]["tokens_per_second"])
     return {
         "device": jax.local_devices()[0].device_kind,
@@ -209,7 +211,7 @@ def tune(
         "tree": compared[0]["tree"],
         "acceptance": np.round(table, 4).tolist(),
         "seconds": dict(zip(("constant", "node", "level"), costs.tolist())),
-        "timed": [{"tree": by_name.tree_name(tree), "seconds": own} for tree, own in zip(timed, seconds)],
+        "timed": [{"tree": name_of(tree), "seconds": own} for tree, own in zip(timed, seconds)],
         "trees": compared,
     }
 

@@ -109,7 +109,7 @@ def trace(
     sampling = (default_sampling(bundle.config) if sampling is None else sampling).checked()
     program = bundle.program(tree)
     params = bundle.decoding_params(program)
-    state = pipeline.start(bundle, [prompt], key, tree, sampling)
+    state = pipeline.start(bundle, program, [prompt], key, sampling)
     rows = []
     while int(state.count[0]) < program.length:
         state, row = _step(program, params, state, rule, sampling)

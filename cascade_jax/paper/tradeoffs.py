@@ -13,6 +13,7 @@ from cascade_jax.evaluation.report import GRID_ROWS
 from cascade_jax.methods import AR, CASCADE, EAGLE
 from cascade_jax.paper import numbers as paper
 from cascade_jax.paper.lab import OFF, RULE, RUN, Lab, Result, Row, label_of, measure
+from cascade_jax.tree import name_of
 
 SWEEP = {"tau_pos": (0.7, 0.8, 0.9, 0.95), "tau_seq": (0.5, 0.75, 0.9)}
 BUDGETS = (0.0005, 0.001, 0.01, 0.1, 0.5)
@@ -21,7 +22,7 @@ BUDGETS = (0.0005, 0.001, 0.01, 0.1, 0.5)
 def figure_4(lab: Lab) -> Result:
     """Speed against quality at the paper's thresholds, under both ledgers, and over a grid of others."""
     budget = lab.thresholds.get("budget", paper.BUDGET)
-    pairs, tree = paper.FIGURE_4_THRESHOLDS, by_name.tree_name(lab.method(CASCADE).tree)
+    pairs, tree = paper.FIGURE_4_THRESHOLDS, name_of(lab.method(CASCADE).tree)
     rows = [Row(AR, lab.method(AR)), Row(EAGLE, lab.method(EAGLE))]
     for ledger in ("nominal", "coupled"):
         for pair in pairs:

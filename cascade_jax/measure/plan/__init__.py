@@ -27,6 +27,7 @@ from cascade_jax.measure.plan import model
 from cascade_jax.measure.plan.model import Collective, Copies, Cost, Dear
 from cascade_jax.measure.plan.programs import PROGRAMS, Compiled, Compiler
 from cascade_jax.methods import Method
+from cascade_jax.tree import name_of
 
 __all__ = ["OTHER", "PHASES", "PROGRAMS", "Case", "DeviceError", "Plan", "ProgramPlan", "describe", "plan"]
 
@@ -229,7 +230,7 @@ def _case(compiler: Compiler, method: Method, batch: int, weights, roofline, pro
         others = sum(size for part, size in weights.items() if part not in taken)
         needed = max(needed, others + compiled.arguments + compiled.outputs + compiled.temporaries + compiled.code)
     fits = problem is None and needed <= compiler.device.memory
-    return Case(method.name, by_name.tree_name(method.tree), batch, needed, fits, problem, made)
+    return Case(method.name, name_of(method.tree), batch, needed, fits, problem, made)
 
 
 def _too_large(name: str, error: Exception) -> str:

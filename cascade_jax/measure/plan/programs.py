@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from cascade_jax import bundle as bundles
@@ -70,8 +69,8 @@ class Compiler:
     def programs(self, method: Method, batch: int) -> dict[str, Callable[[], Compiled]]:
         """What compiles each of PROGRAMS, for a batch drawn with `method`; on a mesh the step is the loop's body."""
         sampling = default_sampling(self.bundle.config).checked()
-        bundle = method.on(self.bundle)
-        program, params = bundle.program(method.tree), {"target": self.weights["target"], "drafter": None}
+        bundle, program = method.on(self.bundle), method.program(self.bundle)
+        params = {"target": self.weights["target"], "drafter": None}
         if program.drafter is not None:  # one without parameters is not among the weights
             params["drafter"] = self.weights["drafter"] if method.drafter is None else bundle.params["drafter"]
         rule, settings = self._there(method.rule), self._there(sampling)
@@ -91,7 +90,8 @@ class Compiler:
         """Slots of the prefix that programs are compiled for."""
         program = self.bundle.program(ROOT)
         prefix = functools.partial(_prefix, program, False)
-        return jax.eval_shape(prefix, {"target": self.weights["target"]}, self._prompts(1)).embeddings.shape[1]
+        params = {"target": self.weights["target"], "drafter": None}
+        return jax.eval_shape(prefix, params, self._prompts(1)).embeddings.shape[1]
 
     def _on_mesh(self, program, params, rule, sampling, guided: bool, batch: int) -> dict[str, Callable[[], Compiled]]:
         prefix = jax.eval_shape(functools.partial(_prefix, program, guided), params, self._prompts(batch))
@@ -164,9 +164,8 @@ _step = jax.jit(decode.step, static_argnums=0, donate_argnums=2)
 
 
 def _prefix(program, guided: bool, params, prompts) -> decode.Prefix:
-    target = nnx.merge(program.target, params["target"])
-    drafter = None if program.drafter is None else nnx.merge(program.drafter, params["drafter"])
-    return target.prefix(prompts, guided, drafter)
+    states = params["target"], params["drafter"]
+    return bundles.prefix(program.target, program.drafter, guided, states, prompts)
 
 
 def _start(program, guided: bool, params, prompts, keys, sampling: Sampling) -> decode.DecodeState:
