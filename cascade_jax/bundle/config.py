@@ -47,6 +47,11 @@ class Config:
     origin: dict[str, Any] = dataclasses.field(default_factory=dict)
     encoder: Any | None = None
 
+    @property
+    def of_scenes(self) -> bool:
+        """Whether its prompts are captions of scenes: they can be made up, and a judge reads how far pictures follow."""
+        return self.text == "scenes"
+
 
 @dataclasses.dataclass(frozen=True)
 class MetricConfig:

@@ -130,7 +130,7 @@ class GenerateList(Command):
         from cascade_jax.text import captions
 
         files.check_folder(self.out)
-        if self.evaluate and bundle.read_config(pipeline.folder(self.model.name)).text != "scenes":
+        if self.evaluate and not bundle.read_config(pipeline.folder(self.model.name)).of_scenes:
             raise ValueError("--evaluate is for scenes, whose prompts a judge can read")
         return captions.read(self.prompts)
 

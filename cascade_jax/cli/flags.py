@@ -256,7 +256,7 @@ class Waiting(Processes):
 def drawable(bundle, name: str, settings: dict[str, Any]):
     """A method by name, which the model can draw by."""
     takes = methods.takes(name)
-    if bundle.neighbours is None and bundle.config.text != "scenes" and "neighbours" in takes:
+    if bundle.neighbours is None and not bundle.config.of_scenes and "neighbours" in takes:
         console.say("making the table of neighbours; cascade-jax neighbours MODEL stores it with the model")
     method = methods.method(name, bundle, **settings)
     method.program(bundle)
@@ -271,7 +271,7 @@ def captions(bundle, given, file: pathlib.Path | None, count: int, seed: int) ->
     from cascade_jax.text import captions as reader
 
     if given is None:
-        if bundle.config.text != "scenes":
+        if not bundle.config.of_scenes:
             raise ValueError(NO_CAPTIONS)
         return reader.read("scenes", count, seed)
     reader.check(bundle, given, file)

@@ -50,7 +50,7 @@ class Bench(Command):
         from cascade_jax.scenes import data
 
         bundle = self.model.load() if self.shapes is None else shapes.random_bundle(self.shapes, self.model.dtype)
-        if bundle.config.text == "scenes":
+        if bundle.config.of_scenes:
             prompts = bundle.encode(data.random_captions(max(self.batch), 0))
         else:
             prompts = shapes.blank(bundle, max(self.batch))

@@ -83,7 +83,7 @@ class Distill(Command):
         from cascade_jax.text import captions
 
         if given is None:
-            if model.config.text != "scenes":
+            if not model.config.of_scenes:
                 raise ValueError(flags.NO_CAPTIONS)
             if self.count is None:
                 raise ValueError("say how many pictures: --count N")

@@ -12,7 +12,7 @@ LOSS = 0.02  # below AR's that still counts as its quality
 def _open(order: Order) -> Gauge | None:
     referee = referee_of(order)
     if referee is None:
-        if order.bundle.config.text == "scenes":
+        if order.bundle.config.of_scenes:
             order.say("the package comes without a judge, so that fidelity stays unknown: give one with --judge DIR")
         return None
 

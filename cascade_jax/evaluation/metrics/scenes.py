@@ -17,4 +17,4 @@ def referee_of(order: Order) -> Referee | None:
     """The judge that an order asks for; None for models that do not draw scenes, or a package without one."""
     from cascade_jax.evaluation.networks import judge
 
-    return judge.load_referee(order.given.get(FLAG.name)) if order.bundle.config.text == "scenes" else None
+    return judge.load_referee(order.given.get(FLAG.name)) if order.bundle.config.of_scenes else None
