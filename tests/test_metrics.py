@@ -78,7 +78,7 @@ def test_a_new_metric_is_in_tables_notes_figures_and_choices(registered):
 
 def unjudged():
     """A model whose captions no judge can read."""
-    return dataclasses.make_dataclass("Model", ["config"])(dataclasses.make_dataclass("Config", ["text"])("t5"))
+    return dataclasses.make_dataclass("Model", ["config"])(dataclasses.make_dataclass("Config", ["of_scenes"])(False))
 
 
 def test_flags_and_help_are_the_registrys(capsys):

@@ -49,7 +49,7 @@ class Config:
 
     @property
     def of_scenes(self) -> bool:
-        """Whether its prompts are captions of scenes: they can be made up, and a judge reads how far pictures follow."""
+        """Whether its prompts are captions of scenes, which can be made up, and held against pictures by a judge."""
         return self.text == "scenes"
 
 
