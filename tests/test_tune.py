@@ -92,7 +92,7 @@ def test_the_tree_that_is_measured_fastest_is_taken_whatever_was_predicted(monke
     monkeypatch.setattr(tune, "acceptance", lambda *_: TABLE)
     monkeypatch.setattr(tune, "fit_time", lambda *_: np.array([1.0, 1e-3, 1e-3]))
     monkeypatch.setattr(parts, "step_times", lambda _, tried, *__: [9.0 - (own.tree.num_nodes == 3) for own in tried])
-    monkeypatch.setattr(pipeline, "generate", lambda *_: types.SimpleNamespace(stats=stats))
+    monkeypatch.setattr(pipeline, "generate", lambda *_, **__: types.SimpleNamespace(stats=stats))
     model = cj.load("scenes")
     found = tune.tune(model, "eagle", [], most_drafts=8, most_depth=3)
     assert named(found["tree"]).num_nodes == 3
@@ -111,7 +111,7 @@ def test_the_command_stores_a_tree_that_becomes_the_default(tmp_path, monkeypatc
     monkeypatch.setattr(tune, "EAGLE_25", trees.chain(2))
     monkeypatch.setattr(tune.tune, "__kwdefaults__", tune.tune.__kwdefaults__ | {"timed": (trees.chain(1),)})
     stats = types.SimpleNamespace(accepted=np.array([5]), steps=np.array([10]))
-    monkeypatch.setattr(pipeline, "generate", lambda *_: types.SimpleNamespace(stats=stats))
+    monkeypatch.setattr(pipeline, "generate", lambda *_, **__: types.SimpleNamespace(stats=stats))
     monkeypatch.setattr(parts, "step_times", lambda _, tried, *__: [1.0 + 0.1 * own.tree.num_nodes for own in tried])
     model = str(write_bundle(tmp_path / "model"))
     argv = ["--method", "eagle", "--count", "2", "--most-drafts", "2", "--most-depth", "2"]
