@@ -106,9 +106,7 @@ def _memory(plan: Plan) -> Section:
     rows = []
     for case in plan.cases:
         most = max((p.temporaries for p in case.programs.values()), default=0)
-        loop = case.programs.get("loop") or case.programs.get("step")
-        read = plan.weights["target"] + (plan.weights.get("drafter", 0) if case.method != AR else 0)
-        state = "–" if loop is None else _gb(loop.arguments - read)
+        state = _gb(case.programs["prefill"].outputs) if "prefill" in case.programs else "–"
         fits = "yes" if case.fits else f"no: {case.problem}" if case.problem else "no"
         needed = f"over {_gb(case.needed)}" if case.problem else _gb(case.needed)
         figures = needed, _gb(plan.device.memory), _gb(sum(plan.weights.values())), state, _gb(most)
