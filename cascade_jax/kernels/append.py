@@ -1,9 +1,10 @@
-"""Writing some of a pass's keys and values behind those of a cache, all layers in one kernel.
+"""Writing some of a pass's keys and values behind those of a cache, many layers in one kernel.
 
 XLA makes a kernel of every array that is written, two a layer, each for a few numbers. A program of this one does one
 key-value head of one row in one layer. It writes in place: of the caches nothing is read, and nothing else is touched.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -13,11 +14,15 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 APPENDED = 16  # as many slots as a program holds in registers
+LAYERS = 18  # as many as a kernel writes: the time to compile one grows faster than their number
 Pair = tuple[jax.Array, jax.Array]  # keys [R, K, D, T] and values [R, K, T, D]
 
 
 def append(cache: Sequence[Pair], new: Sequence[Pair], nodes: jax.Array, start: jax.Array, *, interpret: bool = False):
     """`cache.append`: by layer, the new tokens' slots `nodes` int [R, n] into slots from `start` int [R] on."""
+    if len(cache) > LAYERS:
+        parts = [(cache[i : i + LAYERS], new[i : i + LAYERS]) for i in range(0, len(cache), LAYERS)]
+        return [pair for part in parts for pair in append(*part, nodes, start, interpret=interpret)]
     rows, heads, _, size = cache[0][1].shape
     layers, count = len(cache), nodes.shape[1]
     targets, sources = [x for pair in cache for x in pair], [x for pair in new for x in pair]
@@ -34,10 +39,8 @@ def append(cache: Sequence[Pair], new: Sequence[Pair], nodes: jax.Array, start: 
                 key_slots[:, first + i] = key.astype(key_slots.dtype)
                 value_slots[first + i, :] = value.astype(value_slots.dtype)
 
-        if layers == 1:
-            write(0)
-        else:
-            jax.lax.switch(pl.program_id(2), [lambda layer=layer: write(layer) for layer in range(layers)])
+        for layer in range(layers):
+            pl.when(pl.program_id(2) == layer)(functools.partial(write, layer))
 
     def own(x):
         return pl.BlockSpec((None, None, *x.shape[2:]), lambda r, k, _: (r, k, 0, 0))
