@@ -71,6 +71,7 @@ def fits(new: int, groups: int, size: int, biases) -> bool:
     return powers and _filled(new) * groups <= QUERIES and all(bias is not None for bias in biases)
 
 
+@functools.partial(jax.jit, static_argnames=("style", "epsilon", "interpret"))  # traced once for all layers
 def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: float, interpret: bool = False):
     """What `models.transformer.attend` computes.
 
