@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import test_verify
+import tiny_bundles
 from tiny import FAST
 
 import cascade_jax as cj
@@ -238,3 +239,18 @@ def test_a_verifier_is_for_its_rule(given, message):
     nothing = jnp.zeros(2, int), None, jnp.zeros((2, 3)), jnp.zeros((2, 1))
     with pytest.raises(ValueError, match=message):
         cj.verify(jax.random.key(0), trees.chain(1), *nothing, **given)
+
+
+def test_coupled_redraws_are_refused():
+    model = tiny_bundles.bundle("llamagen").drafting(Jacobi(coupled=True))
+    with pytest.raises(ValueError, match="lossless with the walk alone"):
+        model.program(trees.chain(2), verifier="traversal")
+
+
+@pytest.mark.slow
+def test_coupled_redraws_would_not_be_lossless():
+    """They keep drafts that were looked at when the drafts before them were judged."""
+    target, drafter = chains.Chain(3, seed=1), Jacobi(coupled=True)
+    given = trees.chain(3), 6, 200_000, cj.strict(), Sampling()
+    counts, _ = chains.outputs(target, drafter, *given, verifier="traversal")
+    assert chains.pvalue(counts, chains.law(target, 6, Sampling())) < 1e-9
