@@ -72,7 +72,7 @@ def records(folder: pathlib.Path) -> dict[str, dict]:
 
 
 def drawn(folder: pathlib.Path):
-    own = {name: digest for name, digest in pictures(folder).items() if "/" in name or folder.name != "eval"}
+    own = {name: own for name, own in pictures(folder).items() if name not in ("grid.png", "curves.png")}  # tell times
     return own, records(folder)
 
 
