@@ -52,9 +52,9 @@ class Ready:
 def prepare(bundle: Bundle, name: str, batch: int, steps: int) -> Ready:
     """Compiles the loop of a method for the device at hand."""
     method, sampling = methods.method(name, bundle), default_sampling(bundle.config).checked()
-    program = bundle.program(method.tree)
+    program = method.program(bundle)
     params, prompts = bundle.decoding_params(program), shapes.blank(bundle, batch)
-    start = lambda: jax.block_until_ready(pipeline.start(bundle, prompts, jax.random.key(0), method.tree, sampling))
+    start = lambda: jax.block_until_ready(pipeline.start(bundle, program, prompts, jax.random.key(0), sampling))
     begin = time.perf_counter()
     lowered = decode.run_jit.lower(program, params, start(), method.rule, sampling, jnp.int32(steps))
     compiled = lowered.compile()
@@ -189,7 +189,7 @@ def main(argv: list[str]) -> int:
     begin, given = time.perf_counter(), parser().parse_args(argv)
     names, steps, repeats = given.shapes.split(","), given.steps, given.repeats
     if given.tiny:
-        shapes.SHAPES["tiny"] = ("llamagen", TINY)
+        shapes.SHAPES["tiny"] = TINY
         names, steps, repeats = ["tiny"], 4, 1
     given.out.mkdir(parents=True, exist_ok=True)
     used = roofline()

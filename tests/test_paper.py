@@ -103,9 +103,9 @@ def test_what_the_paper_prints_twice_is_the_same_here():
 
 def test_table_1_holds_every_method_against_the_paper(lab, measured):
     result = tables.table_1(lab)
-    assert [row["title"] for row in result.rows] == list(methods.METHODS)
+    assert [row["title"] for row in result.rows] == list(methods.compared())
     known = paper_numbers.TABLE_1[paper_numbers.LLAMAGEN, paper_numbers.COCO]
-    assert [row["paper"] for row in result.rows] == [known[name]._asdict() for name in methods.METHODS]
+    assert [row["paper"] for row in result.rows] == [known[name]._asdict() for name in methods.compared()]
     text = pages.markdown(lab, result, "cascade-jax paper table1")
     assert "| cascade | eagle25 |" in text
     assert "3.3x | 3.8 | 40.4 | 0.29 |" in text
@@ -139,7 +139,7 @@ def test_drafters_are_compared_method_by_method(lab, bundle, measured):
     assert (method.settings["tau_pos"], method.settings["ledger"]) == (0.8, "nominal")
     assert measured["gsd"][1] is bundle
     third = tables.table_3a(Lab(bundle, lab.captions, lab.folder, {"ours": other}))
-    assert [row["title"] for row in third.rows] == list(methods.METHODS)
+    assert [row["title"] for row in third.rows] == list(methods.compared())
     assert {row["paper"] for row in third.rows} == {None}  # it is no EAGLE-3 drafter
     for table in (tables.table_2, tables.table_3a):
         with pytest.raises(ValueError, match="this table compares drafters: give others with --drafters"):

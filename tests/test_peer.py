@@ -36,7 +36,7 @@ def test_kernels_that_lie_output_major_are_copied_too(peer):
 
 
 def test_the_script_runs_and_leaves_its_report(peer, monkeypatch, tmp_path):
-    monkeypatch.setitem(peer.shapes.SHAPES, "janus-pro-7b", ("janus", tiny_bundles.JANUS))
+    monkeypatch.setitem(peer.shapes.SHAPES, "janus-pro-7b", tiny_bundles.JANUS)
     flags = ["--shapes", "janus-pro-7b", "--dtype", "float32", "--steps", "1", "--repeats", "1", "--eager"]
     assert peer.main([*flags, "--out", str(tmp_path / "peer")]) == 0
     result = json.loads((tmp_path / "peer" / "peer.json").read_text())
