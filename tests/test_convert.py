@@ -312,6 +312,7 @@ report()
 """
 
 
+@pytest.mark.slow
 def test_a_kill_at_any_moment_leaves_nothing_or_a_whole_model_and_a_rerun_succeeds(tmp_path, empty_folder):
     """SIGKILL, at two moments of a conversion, and between the two renames that replace a model."""
     weights, vq = tmp_path / "c2i_B_256.pt", tmp_path / "vq_ds16_c2i.pt"

@@ -53,7 +53,13 @@ def rows(prefix, chosen):
 
 
 @pytest.mark.parametrize(
-    "tree", [trees.ROOT, trees.parse("0 1 2 00 01 10"), DynamicTree(top_k=3, rounds=1, drafts=7)], ids=str
+    "tree",
+    [
+        trees.ROOT,
+        trees.parse("0 1 2 00 01 10"),
+        pytest.param(DynamicTree(top_k=3, rounds=1, drafts=7), marks=pytest.mark.slow),
+    ],
+    ids=str,
 )
 def test_strict_decoding_has_the_law_of_the_target_over_several_steps(tiniest, tree):
     """All 625 outputs of 4 tokens, with guidance, temperature and top-k, against teacher-forced conditionals."""

@@ -356,6 +356,7 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cache")
 def test_the_commands_lead_from_a_model_to_one_with_an_eagle3_drafter(folder, tmp_path, capsys):
     here = str(tmp_path / "data")

@@ -26,6 +26,7 @@ def registries(monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_each_addition_is_one_file_and_one_line_in_a_registry(registries, capsys):
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.S)
     running, files = {}, []

@@ -21,12 +21,12 @@ TREES = {
 }
 WINDOWED = Jacobi("repeat", coupled=True)
 QUICK = [
-    ("classes", "eagle1", "static", 2.0),
-    ("chameleon", "eagle3", "dynamic", None),
-    ("chameleon", "itself", "window", 2.0),
+    ("classes", "eagle1", "static", 2.0, False),
+    ("chameleon", "eagle3", "dynamic", None, True),
+    ("chameleon", "itself", "window", 2.0, True),
 ]
 DRAWN = [("eagle1", "static"), ("eagle1", "dynamic"), ("eagle3", "static"), ("eagle3", "dynamic"), ("itself", "window")]
-ALL = [(f, d, t, g) for f in FAMILIES for d, t in DRAWN for g in (2.0, None)]
+ALL = [(f, d, t, g, exact) for f in FAMILIES for d, t in DRAWN for g in (2.0, None) for exact in (False, True)]
 
 
 @functools.cache
@@ -51,9 +51,8 @@ def draw(family, drafter, tree, guidance, exact=False):
     return tiny.run(program, model.decoding_params(program), state, rule, settings, jnp.int32(99))
 
 
-@pytest.mark.parametrize("exact", [False, True], ids=["greedy", "exact"])
 @pytest.mark.parametrize(
-    ("family", "drafter", "tree", "guidance"),
+    ("family", "drafter", "tree", "guidance", "exact"),
     [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL],
 )
 def test_a_family_draws_with_any_drafter_on_any_tree(family, drafter, tree, guidance, exact):

@@ -73,6 +73,7 @@ def test_large_kernels_of_a_model_lie_so_and_small_ones_do_not(folder, monkeypat
     assert not kernels(bundle.load(folder))  # to train, to convert
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("large")
 def test_a_model_draws_the_same_however_its_kernels_lie(folder):
     prompts = ["a red ball on gravel", "a small blue cube on the left, on grass"]

@@ -51,6 +51,7 @@ def test_an_unknown_flag_is_refused(shell, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_steps_are_measured_modelled_and_profiled(shell, tmp_path):
     done = shell(tmp_path, "--tiny")
     assert done.returncode == 0, (tmp_path / "log.txt").read_text()

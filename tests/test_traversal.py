@@ -219,7 +219,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", ["a window", pytest.param("candidates", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_a_window_drawn_afresh_has_the_targets_law(name):
     drafter, tree, settings = CASES[name]
     target = chains.Chain(3, seed=1)

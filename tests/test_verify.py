@@ -379,7 +379,15 @@ DYNAMIC = trees.parse("0 1 2 3 00 01 10 20 000 100")
 LIKELIEST = np.array([0, 2, 4, 1, -1, 0, 3, 2, 2, 1, 4])  # tokens of DYNAMIC, one of which does not exist
 
 
-@pytest.mark.parametrize("tree", [trees.chain(3), trees.EAGLE_25, trees.full(4, 1), None], ids=str)
+@pytest.mark.parametrize(
+    "tree",
+    [
+        trees.chain(3),
+        None,
+        *(pytest.param(tree, marks=pytest.mark.slow) for tree in (trees.EAGLE_25, trees.full(4, 1))),
+    ],
+    ids=str,
+)
 def test_strict_verification_emits_the_targets_law(tree):
     rng = np.random.default_rng(11)
     target, drafter = jnp.asarray(rng.normal(size=(2, 5, 5)) * 1.5, jnp.float32)
@@ -430,7 +438,7 @@ def adversarial_step(rule, table):
 @pytest.mark.parametrize(
     ("name", "table"),
     [
-        pytest.param(name, table, marks=[] if "cascade" in name or table == "averse" else pytest.mark.slow)
+        pytest.param(name, table, marks=[] if name != "grouped" and table == "averse" else pytest.mark.slow)
         for name in BOUNDED
         for table in ADVERSARIAL
     ],
