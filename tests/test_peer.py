@@ -35,6 +35,7 @@ def test_kernels_that_lie_output_major_are_copied_too(peer):
     assert peer.difference(model) < 1e-4
 
 
+@pytest.mark.slow
 def test_the_script_runs_and_leaves_its_report(peer, monkeypatch, tmp_path):
     monkeypatch.setitem(peer.shapes.SHAPES, "janus-pro-7b", tiny_bundles.JANUS)
     flags = ["--shapes", "janus-pro-7b", "--dtype", "float32", "--steps", "1", "--repeats", "1", "--eager"]

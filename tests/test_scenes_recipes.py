@@ -35,6 +35,7 @@ def test_the_target_recipe_lowers_its_loss_and_logs_it(tmp_path):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.slow
 def test_the_drafter_recipe_raises_the_expected_acceptance(model, tmp_path):
     rows = drafter.distill(
         model, tmp_path / "distilled", count=16, batch=8, seed=0, sampling=SAMPLING, say=lambda _: None

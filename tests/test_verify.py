@@ -438,7 +438,7 @@ def adversarial_step(rule, table):
 @pytest.mark.parametrize(
     ("name", "table"),
     [
-        pytest.param(name, table, marks=[] if name != "grouped" and table == "averse" else pytest.mark.slow)
+        pytest.param(name, table, marks=[] if (name, table) == ("cascade", "averse") else pytest.mark.slow)
         for name in BOUNDED
         for table in ADVERSARIAL
     ],
