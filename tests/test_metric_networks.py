@@ -19,8 +19,10 @@ from flax import nnx
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from cascade_jax import bundle, cli, pictures
-from cascade_jax.evaluation.metrics import clip as clip_score
-from cascade_jax.evaluation.metrics import fid
+from cascade_jax.evaluation.metrics.metric import FewPictures
+from cascade_jax.evaluation.networks import clip as clip_score
+from cascade_jax.evaluation.networks import inception as fid
+from cascade_jax.evaluation.networks.moments import statistics
 from cascade_jax.models import clip, inception
 from checkpoints_convert import ConvertError, convert
 
@@ -145,16 +147,16 @@ def test_a_folders_statistics_are_those_of_the_networks_features(network, tmp_pa
     images = np.random.default_rng(7).integers(0, 256, (3, 20, 30, 3), np.uint8)
     for number, image in enumerate(images):
         pictures.write(tmp_path / f"{number}.png", image)
-    loaded = fid.load(network)
-    moments = fid.gather(loaded, pictures.paths(tmp_path), batch=2)
+    loaded, found = fid.load(network), pictures.paths(tmp_path)
+    moments = fid.gather(loaded, pictures.batches(found, 2), found, batch=2)
     graph, state = nnx.split(bundle.load_metric(network))
     run = jax.jit(lambda state, x: nnx.merge(graph, state)(x), compiler_options=FAST)
     expected = np.asarray(run(state, images / np.float32(255)), np.float64)
     np.testing.assert_allclose(moments.mean, expected.mean(axis=0), atol=1e-4 * np.abs(expected).max())
-    with pytest.warns(fid.FewPictures):
-        distance = fid.Distance(loaded, fid.reference(loaded, tmp_path)).of(fid.statistics(moments))
+    with pytest.warns(FewPictures):
+        distance = fid.Distance(loaded, fid.reference(loaded, tmp_path)).of(statistics(moments))
     # the square roots of eigenvalues that are zero but for rounding, of 2,048 features
-    assert abs(distance) < 1e-4 * np.trace(moments.covariance)
+    assert abs(distance) < 1e-4 * np.trace(statistics(moments).covariance)
     with pytest.raises(ValueError, match="is no CLIP"):
         clip_score.load(network)
 
