@@ -51,6 +51,13 @@ def draw(family, drafter, tree, guidance, exact=False):
     return tiny.run(program, model.decoding_params(program), state, rule, settings, jnp.int32(99))
 
 
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Nothing compiled outlives its test: XLA has died of a process that held all of these programs."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.mark.parametrize(
     ("family", "drafter", "tree", "guidance", "exact"),
     [pytest.param(*case, marks=[] if case in QUICK else pytest.mark.slow) for case in ALL],
