@@ -119,6 +119,52 @@ def janus(seed: int = 0) -> transformers.JanusForConditionalGeneration:
     return model
 
 
+def emu3_vq(seed: int = 0) -> transformers.Emu3VQVAE:
+    """Emu3's tokenizer of pictures and films; two levels, with statistics of its batch norms that matter."""
+    config = transformers.Emu3VQVAEConfig(
+        codebook_size=CODES,
+        base_channels=32,
+        channel_multiplier=[1, 1],
+        num_res_blocks=1,
+        attn_resolutions=[1],
+        hidden_size=32,
+        num_attention_heads=1,
+    )
+    model = _random(transformers.Emu3VQVAE(config), seed)
+    rng = np.random.default_rng(seed)
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.data = torch.tensor(0.5 + rng.random(buffer.shape), dtype=torch.float32)
+    return model
+
+
+def emu3_vq_original(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Emu3's tokenizer under its authors' names, of a Hugging Face model's tensors: the names are those of
+    `Emu3VisionVQModel` in github.com/baaivision/Emu3, and attention is made of convolutions."""
+    names = {
+        "model.vqmodel.": "",
+        "down_block.": "",
+        "up_block.": "",
+        "middle_block.attn_norm": "mid.attn_1.norm",
+        "middle_block": "mid",
+        "attn_norms.0": "attn.0.norm",
+        "attn_norms.1": "attn.1.norm",
+        "q_proj": "q",
+        "k_proj": "k",
+        "v_proj": "v",
+        "out_proj": "proj_out",
+    }
+    renamed = {}
+    for name, value in weights.items():
+        if not name.startswith("model.vqmodel."):
+            continue
+        linear = "_proj.weight" in name
+        for old, new in names.items():
+            name = name.replace(old, new)
+        renamed[name] = value[:, :, None, None] if linear else value
+    return renamed
+
+
 def clip(end: int, seed: int = 0) -> transformers.CLIPModel:
     """50 tokens, of which 48 starts and 49 ends a caption of at most 10; `end` is what the settings call the latter."""
     text = {

@@ -299,15 +299,34 @@ def write_folder(
     return folder
 
 
-def vqgan(*, channels: int, multipliers: tuple[int, ...], blocks: int, latent: int, codes: int, width: int) -> Tensors:
-    """The layout of Chameleon's vqgan.ckpt, without what it was trained against: taming-transformers' names."""
+def vqgan(
+    *,
+    channels: int,
+    multipliers: tuple[int, ...],
+    blocks: int,
+    latent: int,
+    codes: int,
+    width: int,
+    attention: bool = False,
+    modulated: bool = False,
+) -> Tensors:
+    """The layout of Chameleon's vqgan.ckpt, without what it was trained against: taming-transformers' names.
+
+    With `attention` the lowest resolution has some, and with `modulated` the decoder's norms read the codes, as in
+    MoVQGAN's movqgan_270M.ckpt.
+    """
     shapes: dict[str, tuple[int, ...]] = {"quantize.embedding.weight": (codes, width)}
 
     def conv(name, inputs, outputs, size):
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (outputs, inputs, size, size), (outputs,)
 
     def norm(name, of):
-        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (of,), (of,)
+        own = name
+        if modulated and name.startswith("decoder"):
+            own = f"{name}.norm_layer"
+            conv(f"{name}.conv_y", width, of, 1)
+            conv(f"{name}.conv_b", width, of, 1)
+        shapes[f"{own}.weight"], shapes[f"{own}.bias"] = (of,), (of,)
 
     def resnet(name, inputs, outputs):
         norm(f"{name}.norm1", inputs)
@@ -317,11 +336,14 @@ def vqgan(*, channels: int, multipliers: tuple[int, ...], blocks: int, latent: i
         if inputs != outputs:
             conv(f"{name}.nin_shortcut", inputs, outputs, 1)
 
+    def attend(name, of):
+        norm(f"{name}.norm", of)
+        for part in ("q", "k", "v", "proj_out"):
+            conv(f"{name}.{part}", of, of, 1)
+
     def middle(side, of):
         resnet(f"{side}.mid.block_1", of, of)
-        norm(f"{side}.mid.attn_1.norm", of)
-        for part in ("q", "k", "v", "proj_out"):
-            conv(f"{side}.mid.attn_1.{part}", of, of, 1)
+        attend(f"{side}.mid.attn_1", of)
         resnet(f"{side}.mid.block_2", of, of)
 
     widths = [channels * m for m in multipliers]
@@ -337,11 +359,19 @@ def vqgan(*, channels: int, multipliers: tuple[int, ...], blocks: int, latent: i
             for j in range(blocks + (side == "decoder")):
                 resnet(f"{name}.block.{j}", inner, out)
                 inner = out
+                if attention and i == len(widths) - 1:
+                    attend(f"{name}.attn.{j}", out)
             if step < len(levels) - 1:
                 conv(f"{name}.{'downsample' if side == 'encoder' else 'upsample'}.conv", out, out, 3)
         norm(f"{side}.norm_out", inner)
         conv(f"{side}.conv_out", inner, last, 3)
     return _made(shapes)
+
+
+def movqgan() -> Tensors:
+    """The layout of movqgan_270M.ckpt, of which tests/golden/movqgan.npz has outputs."""
+    sizes = dict(channels=32, multipliers=(1, 2), blocks=1, latent=4, codes=CODES, width=4)
+    return vqgan(**sizes, attention=True, modulated=True)
 
 
 def chameleon_drafter(

@@ -22,6 +22,7 @@ from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.janus import Janus, JanusConfig
 from cascade_jax.models.judge import Judge, JudgeConfig
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
+from cascade_jax.models.movq import MoVQ, MoVQConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.t5 import T5Config, T5Encoder
 from cascade_jax.models.transformer import BlockConfig
@@ -128,7 +129,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "chameleon": Kind(ChameleonConfig, Chameleon),
         "janus": Kind(JanusConfig, Janus),
     },
-    "vq": {"llamagen": Kind(VQConfig, VQModel)},
+    "vq": {"llamagen": Kind(VQConfig, VQModel), "movq": Kind(MoVQConfig, MoVQ)},
     "drafter": {"eagle1": Kind(EagleConfig, Eagle1), "eagle3": Kind(Eagle3Config, Eagle3)},
     "text": {"t5": Kind(T5Config, T5Encoder)},
     "metric": {

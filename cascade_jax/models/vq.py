@@ -2,8 +2,9 @@
 
 Sun et al., "Autoregressive Model Beats Diffusion: Llama for Scalable Image Generation" (2024), section 3.1; the
 architecture is VQGAN's (Esser et al., 2021) with a small, l2-normalised codebook. Janus-Pro took it over. Chameleon's
-is the same network with a wider codebook, not normalised, and attention in the middle alone. Sub-modules bear the names
-of LlamaGen's published checkpoints. Pictures are `[B, H, W, C]` with values in [-1, 1].
+is the same network with a wider codebook, not normalised, and attention in the middle alone; Emu3.5's is larger, and
+chooses codes by inner product. Sub-modules bear the names of LlamaGen's published checkpoints. Pictures are
+`[B, H, W, C]` with values in [-1, 1].
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ class VQConfig:
       l2_norm: whether latents and codes are compared, and passed on, as unit vectors.
       commitment: beta, the weight of the commitment loss.
       attention: whether the lowest resolution's residual blocks are followed by attention; the middle always has one.
+      by_product: whether a latent takes the code with which it has the largest inner product (IBQ, arXiv 2412.02692)
+        rather than the nearest.
     """
 
     codebook_size: int = 16384
@@ -43,6 +46,7 @@ class VQConfig:
     l2_norm: bool = True
     commitment: float = 0.25
     attention: bool = True
+    by_product: bool = False
 
     @property
     def downsampling(self) -> int:
@@ -71,7 +75,7 @@ class Quantized(NamedTuple):
     commitment_loss: Array
 
 
-def _conv(inputs: int, outputs: int, kernel: int, *, dtype, rngs, strides: int = 1, padding: Any = "SAME") -> nnx.Conv:
+def conv(inputs: int, outputs: int, kernel: int, *, dtype, rngs, strides: int = 1, padding: Any = "SAME") -> nnx.Conv:
     # Accumulating in float32 keeps a bfloat16 model's activations and normalisations in float32.
     return nnx.Conv(
         inputs,
@@ -120,34 +124,36 @@ class GroupNorm(nnx.Module):
 
 
 class ResnetBlock(nnx.Module):
-    def __init__(self, inputs: int, outputs: int, config: VQConfig, *, dtype, rngs: nnx.Rngs):
-        self.norm1 = GroupNorm(inputs, config, rngs=rngs)
-        self.conv1 = _conv(inputs, outputs, 3, dtype=dtype, rngs=rngs)
-        self.norm2 = GroupNorm(outputs, config, rngs=rngs)
-        self.conv2 = _conv(outputs, outputs, 3, dtype=dtype, rngs=rngs)
-        if inputs != outputs:
-            self.nin_shortcut = _conv(inputs, outputs, 1, dtype=dtype, rngs=rngs)
+    """Two convolutions beside the identity. Its norms, of the kind `norm`, are given `read` as well."""
 
-    def __call__(self, x: Array) -> Array:
-        h = self.conv1(nnx.silu(self.norm1(x)))
-        h = self.conv2(nnx.silu(self.norm2(h)))
+    def __init__(self, inputs: int, outputs: int, config: VQConfig, *, dtype, rngs: nnx.Rngs, norm: type = GroupNorm):
+        self.norm1 = norm(inputs, config, rngs=rngs)
+        self.conv1 = conv(inputs, outputs, 3, dtype=dtype, rngs=rngs)
+        self.norm2 = norm(outputs, config, rngs=rngs)
+        self.conv2 = conv(outputs, outputs, 3, dtype=dtype, rngs=rngs)
+        if inputs != outputs:
+            self.nin_shortcut = conv(inputs, outputs, 1, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Array, *read: Array) -> Array:
+        h = self.conv1(nnx.silu(self.norm1(x, *read)))
+        h = self.conv2(nnx.silu(self.norm2(h, *read)))
         if hasattr(self, "nin_shortcut"):
             x = self.nin_shortcut(x)
         return x + h
 
 
 class AttnBlock(nnx.Module):
-    """Single-head self-attention over all positions of a feature map."""
+    """Single-head self-attention over all positions of a feature map; norm and `read` as of `ResnetBlock`."""
 
-    def __init__(self, channels: int, config: VQConfig, *, dtype, rngs: nnx.Rngs):
-        self.norm = GroupNorm(channels, config, rngs=rngs)
-        self.q = _conv(channels, channels, 1, dtype=dtype, rngs=rngs)
-        self.k = _conv(channels, channels, 1, dtype=dtype, rngs=rngs)
-        self.v = _conv(channels, channels, 1, dtype=dtype, rngs=rngs)
-        self.proj_out = _conv(channels, channels, 1, dtype=dtype, rngs=rngs)
+    def __init__(self, channels: int, config: VQConfig, *, dtype, rngs: nnx.Rngs, norm: type = GroupNorm):
+        self.norm = norm(channels, config, rngs=rngs)
+        self.q = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
+        self.k = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
+        self.v = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
+        self.proj_out = conv(channels, channels, 1, dtype=dtype, rngs=rngs)
 
-    def __call__(self, x: Array) -> Array:
-        h = self.norm(x)
+    def __call__(self, x: Array, *read: Array) -> Array:
+        h = self.norm(x, *read)
         q, k, v = (f(h).reshape(x.shape[0], -1, x.shape[-1]) for f in (self.q, self.k, self.v))
         weights = jax.nn.softmax(jnp.einsum("bic,bjc->bij", q, k) * x.shape[-1] ** -0.5, axis=-1)
         return x + self.proj_out(jnp.einsum("bij,bjc->bic", weights, v).reshape(x.shape))
@@ -157,7 +163,7 @@ class Downsample(nnx.Module):
     """Halves the resolution; pads on the right and below only, as the published models do."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = _conv(channels, channels, 3, strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, 3, strides=2, padding=((0, 1), (0, 1)), dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         return self.conv(x)
@@ -167,7 +173,7 @@ class Upsample(nnx.Module):
     """Doubles the resolution by repetition and a convolution."""
 
     def __init__(self, channels: int, *, dtype, rngs: nnx.Rngs):
-        self.conv = _conv(channels, channels, 3, dtype=dtype, rngs=rngs)
+        self.conv = conv(channels, channels, 3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         return self.conv(jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2))
@@ -176,26 +182,26 @@ class Upsample(nnx.Module):
 class Level(nnx.Module):
     """Residual blocks of one resolution, each followed by attention if asked for."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, config: VQConfig, *, dtype, rngs):
+    def __init__(self, inputs: int, outputs: int, blocks: int, attention: bool, config: VQConfig, **common):
         widths = (inputs, *[outputs] * blocks)
-        self.res = nnx.List([ResnetBlock(a, b, config, dtype=dtype, rngs=rngs) for a, b in zip(widths, widths[1:])])
+        self.res = nnx.List([ResnetBlock(a, b, config, **common) for a, b in zip(widths, widths[1:])])
         count = blocks if attention else 0
-        self.attn = nnx.List([AttnBlock(outputs, config, dtype=dtype, rngs=rngs) for _ in range(count)])
+        self.attn = nnx.List([AttnBlock(outputs, config, **common) for _ in range(count)])
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, *read: Array) -> Array:
         for i, block in enumerate(self.res):
-            x = block(x)
+            x = block(x, *read)
             if self.attn:
-                x = self.attn[i](x)
+                x = self.attn[i](x, *read)
         return x
 
 
-def _middle(channels: int, config: VQConfig, *, dtype, rngs: nnx.Rngs) -> nnx.List:
+def _middle(channels: int, config: VQConfig, **common) -> nnx.List:
     return nnx.List(
         [
-            ResnetBlock(channels, channels, config, dtype=dtype, rngs=rngs),
-            AttnBlock(channels, config, dtype=dtype, rngs=rngs),
-            ResnetBlock(channels, channels, config, dtype=dtype, rngs=rngs),
+            ResnetBlock(channels, channels, config, **common),
+            AttnBlock(channels, config, **common),
+            ResnetBlock(channels, channels, config, **common),
         ]
     )
 
@@ -206,7 +212,7 @@ class Encoder(nnx.Module):
     def __init__(self, config: VQConfig, *, dtype, rngs: nnx.Rngs):
         widths = [config.channels * m for m in (1, *config.channel_multipliers)]
         last = len(config.channel_multipliers) - 1
-        self.conv_in = _conv(3, config.channels, 3, dtype=dtype, rngs=rngs)
+        self.conv_in = conv(3, config.channels, 3, dtype=dtype, rngs=rngs)
         levels = []
         for i, (inputs, outputs) in enumerate(zip(widths, widths[1:])):
             level = Level(
@@ -218,7 +224,7 @@ class Encoder(nnx.Module):
         self.conv_blocks = nnx.List(levels)
         self.mid = _middle(widths[-1], config, dtype=dtype, rngs=rngs)
         self.norm_out = GroupNorm(widths[-1], config, rngs=rngs)
-        self.conv_out = _conv(widths[-1], config.z_channels, 3, dtype=dtype, rngs=rngs)
+        self.conv_out = conv(widths[-1], config.z_channels, 3, dtype=dtype, rngs=rngs)
 
     def __call__(self, x: Array) -> Array:
         h = self.conv_in(x)
@@ -232,45 +238,44 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """float [B, h, w, z_channels] -> float [B, H, W, 3]."""
+    """float [B, h, w, z_channels] -> float [B, H, W, 3]; norm and `read` as of `ResnetBlock`."""
 
-    def __init__(self, config: VQConfig, *, dtype, rngs: nnx.Rngs):
+    def __init__(self, config: VQConfig, *, dtype, rngs: nnx.Rngs, norm: type = GroupNorm):
+        common = {"dtype": dtype, "rngs": rngs, "norm": norm}
         outputs = [config.channels * m for m in reversed(config.channel_multipliers)]
         widths = (outputs[0], *outputs)
         last = len(outputs) - 1
-        self.conv_in = _conv(config.z_channels, widths[0], 3, dtype=dtype, rngs=rngs)
-        self.mid = _middle(widths[0], config, dtype=dtype, rngs=rngs)
+        self.conv_in = conv(config.z_channels, widths[0], 3, dtype=dtype, rngs=rngs)
+        self.mid = _middle(widths[0], config, **common)
         levels = []
         for i, (inputs, width) in enumerate(zip(widths, widths[1:])):
-            level = Level(
-                inputs, width, config.res_blocks + 1, config.attention and i == 0, config, dtype=dtype, rngs=rngs
-            )
+            level = Level(inputs, width, config.res_blocks + 1, config.attention and i == 0, config, **common)
             if i < last:
                 level.upsample = Upsample(width, dtype=dtype, rngs=rngs)
             levels.append(level)
         self.conv_blocks = nnx.List(levels)
-        self.norm_out = GroupNorm(widths[-1], config, rngs=rngs)
-        self.conv_out = _conv(widths[-1], 3, 3, dtype=dtype, rngs=rngs)
+        self.norm_out = norm(widths[-1], config, rngs=rngs)
+        self.conv_out = conv(widths[-1], 3, 3, dtype=dtype, rngs=rngs)
 
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Array, *read: Array) -> Array:
         h = self.conv_in(z)
         for block in self.mid:
-            h = block(h)
+            h = block(h, *read)
         for level in self.conv_blocks:
-            h = level(h)
+            h = level(h, *read)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        return self.conv_out(nnx.silu(self.norm_out(h)))
+        return self.conv_out(nnx.silu(self.norm_out(h, *read)))
 
 
 class VectorQuantizer(nnx.Module):
-    """Replaces each latent by its nearest code."""
+    """Replaces each latent by its nearest code, or by that of the largest product with it."""
 
     def __init__(self, config: VQConfig, *, rngs: nnx.Rngs):
         n, d = config.codebook_size, config.codebook_dim
         embedding = jax.random.uniform(rngs.params(), (n, d), minval=-1 / n, maxval=1 / n)
         self.embedding = nnx.Param(_unit(embedding) if config.l2_norm else embedding)
-        self.l2_norm = config.l2_norm
+        self.l2_norm, self.by_product = config.l2_norm, config.by_product
         self.commitment = config.commitment
 
     def normalise(self, latents: Array) -> Array:
@@ -285,7 +290,8 @@ class VectorQuantizer(nnx.Module):
         """Quantises float [B, h, w, d]; a tie goes to the smallest code."""
         z = self.normalise(latents)
         codebook = self.codebook()
-        distances = jnp.sum(codebook * codebook, axis=-1) - 2 * jnp.einsum("...d,nd->...n", z, codebook)
+        lengths = 0 if self.by_product else jnp.sum(codebook * codebook, axis=-1)
+        distances = lengths - 2 * jnp.einsum("...d,nd->...n", z, codebook)
         codes = jnp.argmin(distances, axis=-1).astype(jnp.int32)
         chosen = codebook[codes]
         fixed = jax.lax.stop_gradient
@@ -312,8 +318,8 @@ class VQModel(nnx.Module):
         self.encoder = Encoder(config, dtype=dtype, rngs=rngs)
         self.decoder = Decoder(config, dtype=dtype, rngs=rngs)
         self.quantize = VectorQuantizer(config, rngs=rngs)
-        self.quant_conv = _conv(config.z_channels, config.codebook_dim, 1, dtype=dtype, rngs=rngs)
-        self.post_quant_conv = _conv(config.codebook_dim, config.z_channels, 1, dtype=dtype, rngs=rngs)
+        self.quant_conv = conv(config.z_channels, config.codebook_dim, 1, dtype=dtype, rngs=rngs)
+        self.post_quant_conv = conv(config.codebook_dim, config.z_channels, 1, dtype=dtype, rngs=rngs)
 
     def latents(self, images: Array) -> Array:
         """Latents before quantisation: float [B, H, W, 3] in [-1, 1] -> float [B, h, w, d]."""
