@@ -33,6 +33,7 @@ from cascade_jax.tree import EAGLE_25
 # Which axis of a parameter lies over `model`, by the end of its path; the first that matches holds.
 _DIVIDED = (
     (r"attention\.qkv\.kernel", 1),
+    (r"attention\.qkv\.bias", 0),
     (r"attention\.(query|key)_norm\.(scale|bias)", 0),
     (r"attention\.out\.kernel", 0),
     (r"ffn\.gate_up\.kernel", 2),

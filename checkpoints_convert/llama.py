@@ -1,5 +1,5 @@
-"""What Hugging Face calls Llama's layers and their settings. Chameleon, Janus-Pro, LlamaGen in that layout and drafters
-have them in common."""
+"""What Hugging Face calls Llama's layers and their settings. Chameleon, Janus-Pro, Qwen, Gemma, LlamaGen in that layout
+and drafters have them in common."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,20 +8,25 @@ from typing import Any
 from cascade_jax.models.transformer import BlockConfig
 from checkpoints_convert.formats import Known, StandIn
 from checkpoints_convert.sources import Source
-from checkpoints_convert.table import Rule
+from checkpoints_convert.table import Rule, Transform, as_is
 from checkpoints_convert.tensors import ConvertError
-from checkpoints_convert.transforms import head_norm, linear, qkv, stacked
+from checkpoints_convert.transforms import head_norm, linear, qkv, qkv_bias, stacked
 
 
-def blocks(prefix: str, block: BlockConfig) -> Sequence[Rule]:
-    """Llama's layers, and Chameleon's; the `{}`-th is `blocks.{}`."""
+def blocks(prefix: str, block: BlockConfig, norm: Transform = as_is) -> Sequence[Rule]:
+    """Llama's layers, and those of its kin; the `{}`-th is `blocks.{}`. `norm` makes a norm's scale of its weight."""
     layer, heads, kv_heads = f"{prefix}.{{}}", block.heads, block.kv_heads
     return (
-        Rule(f"{layer}.input_layernorm.weight", "blocks.{}.attention_norm.scale"),
+        Rule(f"{layer}.input_layernorm.weight", "blocks.{}.attention_norm.scale", norm),
         Rule(
             tuple(f"{layer}.self_attn.{x}_proj.weight" for x in "qkv"),
             "blocks.{}.attention.qkv.kernel",
             qkv(heads, kv_heads),
+        ),
+        Rule(
+            tuple(f"{layer}.self_attn.{x}_proj.bias" for x in "qkv"),
+            "blocks.{}.attention.qkv.bias",
+            qkv_bias(heads, kv_heads),
         ),
         *(
             Rule(f"{layer}.self_attn.{x[0]}_norm.{theirs}", f"blocks.{{}}.attention.{x}_norm.{ours}", head_norm(own))
@@ -30,7 +35,7 @@ def blocks(prefix: str, block: BlockConfig) -> Sequence[Rule]:
             if block.qk_norm
         ),
         Rule(f"{layer}.self_attn.o_proj.weight", "blocks.{}.attention.out.kernel", linear),
-        Rule(f"{layer}.post_attention_layernorm.weight", "blocks.{}.ffn_norm.scale"),
+        Rule(f"{layer}.post_attention_layernorm.weight", "blocks.{}.ffn_norm.scale", norm),
         Rule((f"{layer}.mlp.gate_proj.weight", f"{layer}.mlp.up_proj.weight"), "blocks.{}.ffn.gate_up.kernel", stacked),
         Rule(f"{layer}.mlp.down_proj.weight", "blocks.{}.ffn.down.kernel", linear),
     )

@@ -55,6 +55,18 @@ def qkv(heads: int, kv_heads: int) -> Callable[..., np.ndarray]:
 
 
 @functools.cache
+def qkv_bias(heads: int, kv_heads: int) -> Callable[..., np.ndarray]:
+    """The biases that belong to `qkv`: q [H D], k [K D], v [K D] -> [K, H/K + 2, D]."""
+    join = qkv(heads, kv_heads)
+    return lambda *biases: join(*(bias[:, None] for bias in biases))[0]
+
+
+def one_more(weight: np.ndarray) -> np.ndarray:
+    """Gemma keeps by how much a norm's scale is more than one; summed in float32, [d] -> [d]."""
+    return (1 + weight.astype(np.float32)).astype(weight.dtype)
+
+
+@functools.cache
 def halves_to_pairs(heads: int) -> Callable[[np.ndarray], np.ndarray]:
     """Rows of a projection [H D, ...] from rotary pairs (0, D/2), (1, D/2 + 1) ... to (0, 1), (2, 3) ..."""
 

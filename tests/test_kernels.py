@@ -40,6 +40,7 @@ ATTENTION = {
     "a tree, and slots that fill no block": dict(new=26, groups=1, slots=(100,), style="half"),
     "grouped queries, their norms, three segments": dict(new=5, groups=2, slots=(64, 3, 1), style="half", normed=True),
     "norms of interleaved pairs, holes": dict(new=3, groups=4, slots=(32, 17), normed=True, holes=True),
+    "root-mean-square norms": dict(new=3, groups=2, slots=(32,), style="half", normed=True, rms=True),
 }
 
 
@@ -47,11 +48,13 @@ ATTENTION = {
 def test_attention(case, interpreted):
     new, groups, style, normed = case["new"], case["groups"], case.get("style", "interleaved"), case.get("normed")
     rows, heads, size = 2, 2, 32
-    config = BlockConfig(64, heads * groups, heads, size, 64, rope=style, qk_norm=bool(normed))
+    variant = dict(rope=style, qk_norm=bool(normed), qk_rms=case.get("rms", False))
+    config = BlockConfig(64, heads * groups, heads, size, 64, **variant)
     qkv = noise(0, rows, new, heads, groups + 2, size)
     norms = None
     if normed:
         norms = tuple(noise(i, h, size) for i, h in enumerate([heads * groups, heads * groups, heads, heads], 10))
+        norms = (norms[0], None, norms[2], None) if config.qk_rms else norms
     holes = jax.random.bernoulli(jax.random.key(3), 0.5, (rows, 9)) if case.get("holes") else None
     past, biases, within = [], [], [kv.Filled(jnp.array([case["slots"][0] // 2, case["slots"][0]]), holes)]
     for i, slots in enumerate(case["slots"]):

@@ -99,6 +99,6 @@ def rope(config, positions: jax.Array) -> jax.Array:
     """Rotary cosines and sines [..., D/2, 2] of a drafter's slots int [...], as its `grid` says."""
     head_dim = config.block.head_dim
     if config.grid is None:
-        return rope_1d(positions, head_dim, config.rope_base)
+        return rope_1d(positions, head_dim, config.rope_base, config.block.rotary)
     table = jnp.asarray(rope_2d(config.grid, head_dim, config.condition_slots, config.rope_base))
     return table[jnp.minimum(positions, len(table) - 1)]

@@ -51,7 +51,7 @@ class Eagle3Config:
     @classmethod
     def for_target(cls, target) -> "Eagle3Config":
         """A new drafter's sizes for a target of these sizes: one of its blocks."""
-        block, codes = replace(target.block, qk_norm=False), target.codebook_size
+        block, codes = replace(target.block, qk_norm=False, qk_rms=False), target.codebook_size
         taps = layers_read(target.layers)
         return cls(block, codes, codes, target.dim, taps, rope_base=target.rope_base, **target.picture_places)
 

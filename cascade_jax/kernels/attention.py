@@ -21,7 +21,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 MASKED = -1e30
-QUERIES = 128  # as many queries of a head as a program holds in registers
+QUERIES = 128  # as many queries of a head of up to 128 as a program holds in registers
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ class _Head:
 def fits(new: int, groups: int, size: int, biases) -> bool:
     """Whether the kernel takes `new` tokens with `groups` query heads of `size` for every key head."""
     powers = all(n & (n - 1) == 0 for n in (groups, size)) and size >= 32
-    return powers and _filled(new) * groups <= QUERIES and all(bias is not None for bias in biases)
+    held = _filled(new) * groups * max(size, 128) <= QUERIES * 128
+    return powers and held and all(bias is not None for bias in biases)
 
 
 @functools.partial(jax.jit, static_argnames=("style", "epsilon", "interpret"))  # traced once for all layers
@@ -78,7 +79,8 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
     Args:
       qkv: [R, S, K, H/K + 2, D].
       rope: [R, S, D/2, 2].
-      norms: None, or scale and shift of queries [H, D] and of keys [K, D], four arrays.
+      norms: None, or scale and shift of queries [H, D] and of keys [K, D], four arrays; None for shifts of norms that
+        are root-mean-square ones.
       past: pairs of keys [R, K, D, T] and values [R, K, T, D].
       biases: additive masks [R or 1, 1, S or 1, T], one for every past segment, the new tokens' [R or 1, 1, S, S] last.
         None for a past segment that is seen as far as it is filled.
@@ -98,7 +100,8 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
         return (shared if bias.shape[0] == 1 else functools.partial(_block, lambda r, k: (r, 0)))(bias)
 
     operands = [of_head(qkv.reshape(rows, new, heads, groups + 2, *head.pair), 1), of_head(qkv, 1), of_row(rope)]
-    operands += [of_key(x.reshape(heads, -1, *head.pair)) for x in norms or ()]
+    norms = norms or (None,) * 4
+    operands += [of_key(x.reshape(heads, -1, *head.pair)) for x in norms if x is not None]
     for (key, value), bias, length in zip(past, biases, lengths):
         operands += [cached(key.reshape(rows, heads, *head.pair, -1)), cached(value)]
         operands += [] if bias is None else [mask(bias)]
@@ -112,7 +115,10 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
     (arrays, specs), (shapes, out_specs) = zip(*operands), zip(*results)
     out, key, value = pl.pallas_call(
         functools.partial(
-            _program, head, bool(norms), [(b is not None, n is not None) for b, n in zip(biases, lengths)]
+            _program,
+            head,
+            [x is not None for x in norms],
+            [(b is not None, n is not None) for b, n in zip(biases, lengths)],
         ),
         grid=(rows, heads),
         in_specs=specs,
@@ -137,10 +143,10 @@ def _filled(count: int) -> int:
     return max(16, 1 << (count - 1).bit_length())
 
 
-def _program(head: _Head, normed: bool, given: list[tuple[bool, bool]], *refs):
+def _program(head: _Head, norms: list[bool], given: list[tuple[bool, bool]], *refs):
     refs = list(refs)
     halves, whole, rope = (refs.pop(0) for _ in range(3))
-    scales = [refs.pop(0) for _ in range(4)] if normed else [None] * 4
+    scales = [refs.pop(0) if there else None for there in norms]
     past = [[refs.pop(0) if there else None for there in (True, True, *has)] for has in given]
     new_bias, out, fresh_key, fresh_value = refs
     tokens, exists, here = pl.ds(0, head.filled), head.exists, slice(None)
@@ -176,14 +182,16 @@ def _rotated(head: _Head, halves, rope, members, scale, shift):
     )
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     if scale is not None:
-        mean = (jnp.sum(first, axis=-1, keepdims=True) + jnp.sum(second, axis=-1, keepdims=True)) / head.size
-        first, second = first - mean, second - mean
+        if shift is not None:
+            mean = (jnp.sum(first, axis=-1, keepdims=True) + jnp.sum(second, axis=-1, keepdims=True)) / head.size
+            first, second = first - mean, second - mean
         squares = jnp.sum(first * first, axis=-1, keepdims=True) + jnp.sum(second * second, axis=-1, keepdims=True)
         spread = jax.lax.rsqrt(squares / head.size + head.epsilon)
 
         def scaled(part, x):
-            own, more = (ref[(slice(None), *head.half(part))][None].astype(head.dtype) for ref in (scale, shift))
-            return ((x * spread).astype(head.dtype) * own + more).astype(jnp.float32)
+            given = (ref for ref in (scale, shift) if ref is not None)
+            own, *more = (ref[(slice(None), *head.half(part))][None].astype(head.dtype) for ref in given)
+            return sum(more, (x * spread).astype(head.dtype) * own).astype(jnp.float32)
 
         first, second = scaled(0, first), scaled(1, second)
     cos, sin = (

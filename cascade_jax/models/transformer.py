@@ -16,17 +16,22 @@ from cascade_jax import mesh, platforms
 from cascade_jax.cache import KV, Context, Segment, join
 from cascade_jax.kernels import attention
 
-HEAD_NORM_EPS = 1e-5
+HEAD_NORM_EPS = 1e-5  # of the LayerNorm over a head, whatever the block's other norms have
+ACTIVATIONS = {"silu": jax.nn.silu, "gelu": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Sizes and variants of a decoder block.
+    """Sizes and variants of a decoder block; a ValueError says which there is not.
 
     Attributes:
       rope: how rotary pairs lie in a head: "interleaved", (0, 1), (2, 3), ..., or "half", (0, D/2), (1, D/2 + 1), ...
       input_norm: whether attention's input is normalised.
-      qk_norm: whether every head's queries and keys go through a LayerNorm before they are rotated (Chameleon).
+      qk_norm: whether every head's queries and keys are normalised before they are rotated, by a LayerNorm (Chameleon).
+      qk_rms: whether that norm is a root-mean-square one, with a scale alone and the other norms' epsilon (Qwen3).
+      qkv_bias: whether queries, keys and values have a bias (Qwen2, GLM).
+      activation: of the feed-forward network's gate: "silu" (SwiGLU), or "gelu", its tanh approximation (Gemma).
+      rotary: the share of a head that is rotated, its first pairs (GLM: half of them); the rest has no position.
     """
 
     dim: int
@@ -38,6 +43,21 @@ class BlockConfig:
     rope: str = "interleaved"
     input_norm: bool = True
     qk_norm: bool = False
+    qk_rms: bool = False
+    qkv_bias: bool = False
+    activation: str = "silu"
+    rotary: float = 1.0
+
+    def __post_init__(self):
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {self.activation!r}; known: {', '.join(ACTIVATIONS)}")
+        if not 0 < self.rotary <= 1 or self.rotary * self.head_dim % 2:
+            raise ValueError(f"a share of {self.rotary:g} of a head of {self.head_dim} is no number of rotary pairs")
+
+    @property
+    def head_eps(self) -> float:
+        """Epsilon of the norm over a head."""
+        return self.norm_eps if self.qk_rms else HEAD_NORM_EPS
 
 
 def rope_2d(grid: int, head_dim: int, condition_slots: int, base: float) -> np.ndarray:
@@ -58,9 +78,11 @@ def rope_at(places: np.ndarray, head_dim: int, base: float) -> np.ndarray:
     return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
 
-def rope_1d(positions: jax.Array, head_dim: int, base: float) -> jax.Array:
-    """The usual rotary cosines and sines [..., head_dim / 2, 2] of `positions` int [...]."""
-    frequencies = 1.0 / base ** (np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)
+def rope_1d(positions: jax.Array, head_dim: int, base: float, rotary: float = 1.0) -> jax.Array:
+    """The usual rotary cosines and sines [..., head_dim / 2, 2] of `positions` int [...], see `BlockConfig.rotary`."""
+    turning = int(rotary * head_dim)
+    frequencies = 1.0 / base ** (np.arange(0, turning, 2, dtype=np.float32) / turning)
+    frequencies = np.pad(frequencies, (0, (head_dim - turning) // 2))
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
@@ -154,12 +176,15 @@ def rotate(x: jax.Array, rope: jax.Array, style: str) -> jax.Array:
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 
-def head_norm(x: jax.Array, scale: jax.Array, shift: jax.Array) -> jax.Array:
-    """LayerNorm over each head of `x` [..., H, D] in float32, with a scale and a shift of its own [H, D] per head."""
+def head_norm(x: jax.Array, scale: jax.Array, shift: jax.Array | None, epsilon: float) -> jax.Array:
+    """LayerNorm over each head of `x` [..., H, D] in float32, with a scale and a shift of its own [H, D] per head; the
+    root-mean-square norm without a shift."""
     y = x.astype(jnp.float32)
-    y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + HEAD_NORM_EPS)
-    return y.astype(x.dtype) * scale.astype(x.dtype) + shift.astype(x.dtype)
+    if shift is not None:
+        y = y - jnp.mean(y, axis=-1, keepdims=True)
+    y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + epsilon)
+    y = y.astype(x.dtype) * scale.astype(x.dtype)
+    return y if shift is None else y + shift.astype(x.dtype)
 
 
 def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, filled) -> tuple[jax.Array, KV]:
@@ -168,7 +193,7 @@ def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, 
     Args:
       qkv: [R, S, K, H/K + 2, D]: per key-value head its query heads, its key and its value.
       rope: [R, S, D/2, 2].
-      norms: scale and shift of queries [H, D] and of keys [K, D], four arrays, with `config.qk_norm`.
+      norms: scale and shift of queries [H, D] and of keys [K, D] with `config.qk_norm`; with `qk_rms` shifts are None.
       past: segments.
       biases: every past segment's mask, and the new tokens' last, see `cache.Context`.
       filled: what every past segment's mask shows, see `cache.Context`.
@@ -187,7 +212,7 @@ def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, 
         masks = tuple(None if known else mask for mask, known in zip(biases, plain))
         pairs = [(segment.key, segment.value) for segment in past]
         out, key, value = attention.attention(
-            qkv, rope, norms, pairs, masks, lengths, style=config.rope, epsilon=HEAD_NORM_EPS, interpret=interpret
+            qkv, rope, norms, pairs, masks, lengths, style=config.rope, epsilon=config.head_eps, interpret=interpret
         )
         return out, KV(key, value)
 
@@ -215,7 +240,7 @@ def attend_by_products(config: BlockConfig, qkv, rope, norms, past, biases) -> t
     rows, new, heads, groups, size = qkv.shape[0], qkv.shape[1], config.kv_heads, qkv.shape[3] - 2, config.head_dim
     query, key = qkv[..., :groups, :].reshape(rows, new, config.heads, size), qkv[..., groups, :]
     if norms is not None:
-        query, key = head_norm(query, *norms[:2]), head_norm(key, *norms[2:])
+        query, key = head_norm(query, *norms[:2], config.head_eps), head_norm(key, *norms[2:], config.head_eps)
     query, key = rotate(query, rope, config.rope), rotate(key, rope, config.rope)
     fresh = KV(key.transpose(0, 2, 3, 1), jnp.swapaxes(qkv[..., groups + 1, :], 1, 2))
 
@@ -272,11 +297,11 @@ class RMSNorm(nnx.Module):
 
 
 class HeadNorm(nnx.Module):
-    """Scale and shift [H, D] of `head_norm`."""
+    """Scale and shift [H, D] of `head_norm`, the latter unless the norm is a root-mean-square one."""
 
-    def __init__(self, heads: int, head_dim: int):
-        self.scale = nnx.Param(jnp.ones((heads, head_dim)))
-        self.bias = nnx.Param(jnp.zeros((heads, head_dim)))
+    def __init__(self, heads: int, config: BlockConfig):
+        self.scale = nnx.Param(jnp.ones((heads, config.head_dim)))
+        self.bias = None if config.qk_rms else nnx.Param(jnp.zeros((heads, config.head_dim)))
 
 
 class Attention(nnx.Module):
@@ -289,15 +314,17 @@ class Attention(nnx.Module):
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs, inputs: int | None = None):
         self.config = config
         self.groups = config.heads // config.kv_heads
-        self.qkv = Linear(inputs or config.dim, config.kv_heads, self.groups + 2, config.head_dim, rngs=rngs)
-        self.query_norm = HeadNorm(config.heads, config.head_dim) if config.qk_norm else None
-        self.key_norm = HeadNorm(config.kv_heads, config.head_dim) if config.qk_norm else None
+        out_dim = config.kv_heads, self.groups + 2, config.head_dim
+        self.qkv = Linear(inputs or config.dim, *out_dim, use_bias=config.qkv_bias, rngs=rngs)
+        self.query_norm = HeadNorm(config.heads, config) if config.qk_norm else None
+        self.key_norm = HeadNorm(config.kv_heads, config) if config.qk_norm else None
         self.out = Linear(config.heads * config.head_dim, config.dim, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: Context, past: tuple[KV, ...]) -> tuple[jax.Array, KV]:
         norms = None
         if self.config.qk_norm:
-            norms = tuple(param[...] for norm in (self.query_norm, self.key_norm) for param in (norm.scale, norm.bias))
+            params = (param for norm in (self.query_norm, self.key_norm) for param in (norm.scale, norm.bias))
+            norms = tuple(None if param is None else param[...] for param in params)
         biases = (*context.past_bias, context.new_bias)
         filled = context.past_filled or (None,) * len(past)
         out, fresh = attend(self.config, mesh.divided(self.qkv(x), 2), context.rope, norms, past, biases, filled)
@@ -305,15 +332,16 @@ class Attention(nnx.Module):
 
 
 class FeedForward(nnx.Module):
-    """SwiGLU; gate and up projection are one kernel [d, 2, F]."""
+    """SwiGLU or GeGLU; gate and up projection are one kernel [d, 2, F]."""
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs):
+        self.activation = config.activation
         self.gate_up = Linear(config.dim, 2, config.ffn_dim, rngs=rngs)
         self.down = Linear(config.ffn_dim, config.dim, rngs=rngs)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         hidden = mesh.divided(self.gate_up(x), 3)
-        return mesh.whole(self.down(jax.nn.silu(hidden[..., 0, :]) * hidden[..., 1, :]))
+        return mesh.whole(self.down(ACTIVATIONS[self.activation](hidden[..., 0, :]) * hidden[..., 1, :]))
 
 
 class Block(nnx.Module):
