@@ -44,6 +44,9 @@ class Siblings:
       grandchildren: int [W, W2], the tokens of every child's own children; -1 where there is none.
       continued: [W, W2], cosine similarity between a child's feature and its children's.
       next_probs: [W, W2], the target's probability of every grandchild, after its parent.
+      entropy: [], of the target's distribution at the node, in nats.
+      depth: int [], the children's depth in the tree, from 1 on.
+      levels: the tree's depth.
     """
 
     tokens: jax.Array
@@ -53,6 +56,9 @@ class Siblings:
     grandchildren: jax.Array
     continued: jax.Array
     next_probs: jax.Array
+    entropy: jax.Array
+    depth: jax.Array
+    levels: int = struct.field(pytree_node=False)
 
 
 class Rule(Protocol):
@@ -151,5 +157,6 @@ def within(name: str, value, low: float, high: float) -> jax.Array:
     if not isinstance(value, jax.core.Tracer):
         array = np.asarray(value, np.float32)
         if not np.all((array >= low) & (array <= high)):
-            raise ValueError(f"{name} must be at least {low:g}, not {value}")
+            bounds = f"at least {low:g}" if np.isinf(high) else f"between {low:g} and {high:g}"
+            raise ValueError(f"{name} must be {bounds}, not {value}")
     return jnp.asarray(value, jnp.float32)

@@ -21,9 +21,10 @@ from cascade_jax import acceptance, pipeline, platforms, rules
 from cascade_jax import bundle as bundles
 from cascade_jax import tree as trees
 from cascade_jax.acceptance import Rule
-from cascade_jax.bundle import Bundle, Config, Prompt, default_sampling
+from cascade_jax.bundle import Bundle, Prompt, default_sampling
 from cascade_jax.decode import Program
 from cascade_jax.drafters import jacobi
+from cascade_jax.entry import Entry, Setting, Settings
 from cascade_jax.sampling import FRESH, GUMBEL, NOISES, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 from cascade_jax.verify import VERIFIERS, WALK
@@ -31,72 +32,6 @@ from cascade_jax.verify import VERIFIERS, WALK
 AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade"
 DEFAULT = "default"  # of trees: the method's own
 BATCH = 16
-
-Settings = dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A value that methods take; two methods may share one, with defaults of their own.
-
-    Attributes:
-      name: as a keyword and, with dashes, as a flag.
-      kind: its type.
-      about: what it is, for the flag's help.
-      default: of a model's configuration.
-      choices: what it may be; empty for any value of its type.
-    """
-
-    name: str
-    kind: type
-    about: str
-    default: Callable[[Config], Any]
-    choices: tuple[str, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """What the registry knows of a method.
-
-    Attributes:
-      name: its name.
-      about: what it is, in a line.
-      rule: of a model and the values of the settings: which drafts are accepted.
-      settings: what it takes.
-      of_model: the settings that a model's configuration holds for it; its tree may be among them.
-      tree: which drafts it proposes, or a function of the settings; None for what fits the platform.
-      bound: why its tree cannot be another; empty if it can.
-      drafter: of a model and the values of the settings: a drafter without parameters in place of the model's own; None
-        for the latter.
-      compared: whether `compare` and `eval` draw by it unless told which methods.
-    """
-
-    name: str
-    about: str
-    rule: Callable[[Bundle, Settings], Rule]
-    settings: tuple[Setting, ...] = ()
-    of_model: Callable[[Config], Settings] = lambda config: {}
-    tree: Tree | DynamicTree | Callable[[Settings], Tree | DynamicTree] | None = None
-    bound: str = ""
-    drafter: Callable[[Bundle, Settings], Any] | None = None
-    compared: bool = True
-
-    def __post_init__(self):
-        for taken in ("method", "name", "tree", "drafter"):
-            if taken in (setting.name for setting in self.settings):
-                raise ValueError(f"{self.name}: a setting cannot be called {taken}")
-
-    def defaults(self, config: Config) -> Settings:
-        """The values of its settings for a model, the tree among them if the model names one.
-
-        Raises:
-          ValueError: if the model's config.json sets what it does not take.
-        """
-        usual = {setting.name: setting.default(config) for setting in self.settings}
-        own = self.of_model(config)
-        if unknown := own.keys() - usual.keys() - {"tree"}:
-            raise ValueError(f"the model's config.json has unknown {self.name} settings: {', '.join(sorted(unknown))}")
-        return usual | own
 
 
 def _lantern_rule(bundle: Bundle, settings: Settings) -> Rule:
@@ -116,6 +51,10 @@ def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
     if settings["group"] > (codes := bundle.config.vq.codebook_size):
         raise ValueError(f"group must be at most {codes}, the number of codes, not {settings['group']}")
     return rules.grouped(settings["group"])
+
+
+def _entropic_rule(bundle: Bundle, settings: Settings) -> Rule:
+    return rules.entropic(*(settings[setting.name] for setting in _ENTROPY_SETTINGS))
 
 
 def _jacobi(bundle: Bundle, settings: Settings, coupled: bool) -> jacobi.Jacobi:
@@ -154,6 +93,15 @@ _CASCADE_SETTINGS = (
     ),
 )  # fmt: skip
 
+_ENTROPY_SETTINGS = (
+    Setting("entropy_scale", float, "nats from which on a draft is not judged more leniently", lambda config: 8.0),
+    Setting("entropy_calm", float, "nats from which on chance plays no part; inf for none", lambda config: 16.0),
+    Setting("entropy_floor", float, "added to the nats over their scale; 1 judges strictly", lambda config: 0.0),
+)
+_ANNEALED_SETTINGS = (
+    Setting("relaxation", float, "mean over the tree's levels of what the ratio is multiplied by", lambda config: 1.1),
+    Setting("annealing", float, "how fast that falls with depth; 0 for not at all", lambda config: 0.7),
+)
 _GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.vq.codebook_size))
 _WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(16, config.target.length))
 _WINDOW_OR_DRAFTER = dataclasses.replace(_WINDOW, default=lambda of: 0 if of.drafter else _WINDOW.default(of))
@@ -213,6 +161,10 @@ METHODS: dict[str, Entry] = {
             lambda bundle, settings: rules.cascade(**settings), _CASCADE_SETTINGS,
             of_model=lambda config: config.cascade,
         ),
+        Entry(
+            "cool-sd", "accepts more near the root and less further down (arXiv 2601.09212)",
+            lambda bundle, settings: rules.annealed(**settings), _ANNEALED_SETTINGS, compared=False,
+        ),
         _by_itself("sjd", "lossless by itself: speculative Jacobi decoding (arXiv 2410.01699)", more=(_VERIFIER,)),
         _by_itself("scd", "the same with coupled redraws, whose drafts settle (arXiv 2510.24211)", coupled=True),
         _by_itself(
@@ -221,6 +173,10 @@ METHODS: dict[str, Entry] = {
         ),
         _by_itself(
             "gsd-jacobi", "sjd that accepts by the mass of a token's group (2508.07747)", _grouped_rule, more=(_GROUP,)
+        ),
+        _by_itself(
+            "entropy-aware", "sjd that is lenient where the target is sure (arXiv 2510.09012)", _entropic_rule,
+            more=_ENTROPY_SETTINGS, bound="",
         ),
         _by_itself(
             "exact", "the very picture of ar with gumbel noise, in fewer steps (arXiv 2408.07978)",

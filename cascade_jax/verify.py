@@ -240,7 +240,10 @@ def examine(topology, inner, tokens, draft_probs, probs, excluded, features, rul
     own = jnp.take_along_axis(probs, jnp.maximum(child_tokens, 0), axis=1)  # [M, W], from the parent
     slot = jnp.asarray(slots(inner, size))[nodes]
     next_probs = jnp.where((slot >= 0)[..., None], own[slot], 0.0)
-    family = Siblings(child_tokens, probs, probs, alike, token_of[grandchildren], continued, next_probs)
+    entropy = jnp.sum(jax.scipy.special.entr(probs), axis=-1)
+    depth = jnp.asarray(topology.depths)[inner] + 1
+    below = token_of[grandchildren], continued, next_probs
+    family = Siblings(child_tokens, probs, probs, alike, *below, entropy, depth, topology.depth)
 
     def seen(residual, draft, token):
         """The family when candidate `token` int [M] comes up."""

@@ -12,13 +12,16 @@ import numpy as np
 @dataclasses.dataclass
 class Candidate:
     """A draft under examination: its token, the residual r, the drafter's distribution p without earlier siblings, its
-    siblings as (token, cosine) and its own children as (token, cosine, probability after it)."""
+    siblings as (token, cosine), its own children as (token, cosine, probability after it), the target's distribution
+    before any sibling was rejected, and its depth."""
 
     token: int
     r: np.ndarray
     p: np.ndarray
     siblings: list
     children: list
+    q: np.ndarray
+    depth: int
 
     @property
     def strict(self):
@@ -76,6 +79,8 @@ def verify(uniforms, children, tokens, drafts, target, features, rule) -> Walk:
                     for b in children[child]
                     if b >= 0 and tokens[b] >= 0
                 ],
+                target[node],
+                level + 1,
             )
             probability, added = accept(candidate)
             u = uniforms[level][rank]
@@ -87,7 +92,7 @@ def verify(uniforms, children, tokens, drafts, target, features, rule) -> Walk:
             if u < probability:
                 chosen = child
                 break
-            r = _normalised(np.maximum(r - p, 0.0), r)
+            r = _normalised(getattr(accept, "leaves", strictly_left)(candidate), r)
             if drafts is not None:
                 p = p.copy()
                 p[token] = 0.0
@@ -101,8 +106,48 @@ def verify(uniforms, children, tokens, drafts, target, features, rule) -> Walk:
     return walk
 
 
+def strictly_left(c):
+    return np.maximum(c.r - c.p, 0.0)
+
+
 def strict():
     return lambda c: (c.strict, 0.0)
+
+
+def annealed(relaxation, annealing, levels):
+    fall = [np.exp(-annealing * i) for i in range(1, levels + 1)]
+
+    def begin():
+        multiplier = lambda c: relaxation * fall[c.depth - 1] / np.mean(fall)
+
+        def accept(c):
+            added = max(multiplier(c) - 1, 0.0) * c.r[c.token]
+            return min(1.0, multiplier(c) * c.r[c.token] / c.p[c.token]), added
+
+        def leaves(c):
+            accepted = [min(1.0, multiplier(c) * r / p) if p > 0 else 0.0 for r, p in zip(c.r, c.p)]
+            return np.maximum(c.r - c.p * accepted, 0.0)
+
+        accept.leaves = leaves
+        return accept
+
+    return begin
+
+
+def entropic(scale, calm, floor):
+    def accept(c):
+        if c.r[c.token] == 0 or c.strict == 1:
+            return c.strict, 0.0
+        entropy = -sum(q * np.log(q) for q in c.q if q > 0)
+        height, chance = min(1.0, entropy / scale + floor), max(0.0, 1 - entropy / calm)
+        mean = height / 2
+        if height * chance == 0:
+            probability = float(mean <= c.strict)
+        else:
+            probability = min(1.0, max(0.0, 0.5 + (c.strict - mean) / (height * chance)))
+        return probability, min(1.0, max(0.0, probability * c.p[c.token] - c.r[c.token]))
+
+    return lambda: accept
 
 
 def lantern(neighbours, delta):

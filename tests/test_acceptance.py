@@ -28,6 +28,11 @@ TABLE = np.array([[1, 2, 3], [2, 3, 4], [3, 4, 0], [4, 0, 1], [0, 1, 2]])  # "ne
         (lambda: cj.cascade(0.5, 0.5, ledger="real"), 'ledger must be "nominal" or "coupled", not \'real\''),
         (lambda: cj.cascade(0.5, 0.5, mass="both"), 'mass must be "current" or "next", not \'both\''),
         (lambda: cj.bounded(cj.grouped(3), -1.0), "budget must be at least 0, not -1.0"),
+        (lambda: cj.annealed(-0.1), "relaxation must be between 0 and 1e\\+06, not -0.1"),
+        (lambda: cj.annealed(1.1, float("inf")), "annealing must be between 0 and 1000, not inf"),
+        (lambda: cj.entropic(0.0), "scale must be at least 1e-06, not 0.0"),
+        (lambda: cj.entropic(8.0, -1.0), "calm must be at least 1e-06, not -1.0"),
+        (lambda: cj.entropic(floor=float("nan")), "floor must be at least 0, not nan"),
     ],
 )
 def test_thresholds_out_of_range_are_refused_by_name(make, message):
@@ -72,13 +77,16 @@ def children(tokens, residual, **fields):
         "grandchildren": np.full((count, 1), -1),
         "continued": np.zeros((count, 1)),
         "next_probs": np.zeros((count, 1)),
+        "entropy": 0.0,
+        "depth": 1,
         **fields,
     }
-    integers = ("grandchildren",)
+    integers = ("grandchildren", "depth")
     return Siblings(
         jnp.asarray(tokens),
         jnp.asarray(residual, jnp.float32),
         **{k: jnp.asarray(v, jnp.int32 if k in integers else jnp.float32) for k, v in fields.items()},
+        levels=1,
     )
 
 
@@ -193,6 +201,9 @@ def random_candidates(rng, count, width=4, below=3, vocab=10):
         grandchildren=jnp.asarray(rng.integers(-1, vocab, (count, width, below))),
         continued=jnp.asarray(rng.uniform(-1, 1, (count, width, below)), jnp.float32),
         next_probs=jnp.asarray(rng.dirichlet(np.ones(below), (count, width)), jnp.float32),
+        entropy=jnp.zeros(count),
+        depth=jnp.ones(count, int),
+        levels=1,
     )
 
 

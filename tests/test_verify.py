@@ -73,12 +73,18 @@ def problems():
         budget=rng.uniform(0, 0.6, PROBLEMS),
         delta=rng.uniform(0, 0.8, PROBLEMS),
         lam=rng.uniform(1, 4, PROBLEMS),
+        relaxation=rng.uniform(0.5, 2, PROBLEMS),
+        annealing=rng.uniform(0, 1, PROBLEMS),
+        scale=rng.uniform(1, 5, PROBLEMS),
+        calm=rng.uniform(1, 5, PROBLEMS),
+        floor=rng.uniform(0, 0.5, PROBLEMS),
     )
 
 
 def pairs(x):
     """The rules, ours with leaves [PROBLEMS, ...] and the reference's for problem i."""
     cascade = x.tau_pos, x.tau_seq, x.budget
+    annealed, entropic = (x.relaxation, x.annealing), (x.scale, x.calm, x.floor)
     near, near_pp = cj.lantern(x.neighbours, x.delta), cj.lantern_pp(x.neighbours, x.lam)
     return {
         "strict": (cj.strict(), lambda i: reference.strict),
@@ -94,6 +100,12 @@ def pairs(x):
         "cascade coupled": (
             cj.cascade(*cascade, ledger="coupled"),
             lambda i: reference.bounded(reference.cascade(x.tau_pos[i], x.tau_seq[i], np.inf), x.budget[i]),
+        ),
+        "annealed": (cj.annealed(*annealed), lambda i: reference.annealed(*[a[i] for a in annealed], DEPTH)),
+        "entropic": (cj.entropic(*entropic), lambda i: reference.entropic(*[e[i] for e in entropic])),
+        "bounded annealed": (
+            cj.bounded(cj.annealed(*annealed), x.budget),
+            lambda i: reference.bounded(reference.annealed(*[a[i] for a in annealed], DEPTH), x.budget[i]),
         ),
         "bounded grouped": (
             cj.bounded(cj.grouped(4), x.budget),
@@ -203,6 +215,10 @@ def test_rules_with_nothing_to_relax_are_strict_bit_for_bit():
         "delta 0": cj.lantern(x.neighbours, zero),
         "k 0, ++": cj.lantern_pp(x.neighbours[:, :, :0], x.lam),
         "lambda 1": cj.lantern_pp(x.neighbours, zero + 1),
+        "relaxation 1": cj.annealed(zero + 1, zero),
+        "budget 0, bounded annealed": cj.bounded(cj.annealed(x.relaxation, x.annealing), zero),
+        "floor 1": cj.entropic(x.scale, zero + np.inf, zero + 1),
+        "budget 0, bounded entropic": cj.bounded(cj.entropic(x.scale, x.calm, x.floor), zero),
     }
     for name, rule in nothing.items():
         chex.assert_trees_all_equal(run_problems(rule), strict, custom_message=name)

@@ -3,8 +3,10 @@
 May import `acceptance` and `sampling`. A rule becomes a method by an entry in `methods`.
 """
 
+from cascade_jax.rules.annealed import annealed
 from cascade_jax.rules.cascade import cascade
+from cascade_jax.rules.entropic import entropic
 from cascade_jax.rules.grouped import grouped
 from cascade_jax.rules.lantern import lantern, lantern_pp, nearest_codes
 
-__all__ = ["cascade", "grouped", "lantern", "lantern_pp", "nearest_codes"]
+__all__ = ["annealed", "cascade", "entropic", "grouped", "lantern", "lantern_pp", "nearest_codes"]
