@@ -22,7 +22,7 @@ from cascade_jax.paper.lab import Lab
 from cascade_jax.text import captions
 from cascade_jax.tree import name_of
 
-ALPHAS = {"ar": 0.0, "eagle": 1.0, "lantern": 1.5, "lantern++": 1.25, "gsd": 2.0, "cascade": 3.0}
+ALPHAS = {"ar": 0.0, "eagle": 1.0, "lantern": 1.5, "lantern++": 1.25, "gsd": 2.0, "cascade": 3.0, "scd": 1.75}
 
 
 RENDERS = quality.Statistics(np.zeros(1), np.eye(1))
@@ -114,6 +114,22 @@ def test_table_1_holds_every_method_against_the_paper(lab, measured):
     parti = tables.table_1(Lab(lab.bundle, lab.captions, lab.folder, parti=True))
     assert parti.rows[-1]["paper"]["speedup"] == 3.4
     assert "paper: FID" not in pages.markdown(lab, parti, "")
+
+
+def test_table_1_takes_any_methods_of_the_registry(bundle, lab, measured):
+    chosen = {
+        "ar": methods.method("ar", bundle),
+        "scd": methods.method("scd", bundle, window=3),
+        "cascade": methods.method("cascade", bundle),
+        "tight": methods.method("cascade", bundle, tau_pos=0.95),
+    }
+    own = dataclasses.replace(lab, methods=chosen)
+    result = tables.table_1(own)
+    assert [(row["title"], row["label"]) for row in result.rows] == [(label, label) for label in chosen]
+    assert measured["scd"][0].tree == trees.chain(3)
+    assert [row["title"] for row in result.rows if row["paper"]] == ["ar", "cascade"]
+    pages.write(own, result, "cascade-jax paper table1 --methods ar,scd")
+    assert pages.made(own, "table1") and not pages.made(lab, "table1")  # so that `paper all` makes the paper's
 
 
 def test_a_model_with_thresholds_of_its_own_is_measured_with_the_papers_too(bundle, tmp_path, measured):
@@ -348,6 +364,8 @@ BAD = {
     "what": (["table9"], "unknown table or figure 'table9'; known: table1, table2"),
     "no drafters": (["table3a"], "table3a compares drafters: give others with --drafters NAME=DIR"),
     "too many": (["table1", "--drafters", "ours=x"], "table1 takes no other drafters; table2 and table3a do"),
+    "methods": (["figure3", "--methods", "ar"], "figure3 takes no other methods; table1 does"),
+    "unknown method": (["table1", "--methods", "arr"], "unknown method 'arr'; known: ar, eagle"),
     "no name": (["table2", "--drafters", "x"], "drafters are NAME=DIR, not 'x'"),
     "no runs of one's own": (["table2", "--drafters", "x#1=y"], "drafters are NAME=DIR, not 'x#1=y'"),
     "no model": (["table2", "--drafters", "ours=nowhere"], "no model 'nowhere'"),

@@ -12,12 +12,14 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 import tiny_bundles
 
+from cascade_jax import acceptance, cli, methods, trees
 from cascade_jax import bundle as bundles
-from cascade_jax import cli
+from cascade_jax.drafters.jacobi import Jacobi
 from cascade_jax.measure import devices, rocm, shapes
 from cascade_jax.measure import plan as planning
 from cascade_jax.measure.devices import DEVICES, DeviceError, Roofline, describe
@@ -171,7 +173,7 @@ def plan() -> Plan:
         return ProgramPlan(1.0, 100, 0, 50, 0, phases, [], model.copies(kernels), model.dearest(kernels, EASY))
 
     cases = [
-        Case(name, tree, 1, 150, True, None, {"prefill": program(5), "step": program(99), "loop": program(each)})
+        Case(name, tree, 1, 90, 150, True, None, {"prefill": program(5), "step": program(99), "loop": program(each)})
         for name, tree, each in (("ar", "root", 10), ("cascade", "eagle25", 20))
     ]
     cases = [planning._with_picture(case, cases, 101, 3.0) for case in cases]
@@ -209,6 +211,19 @@ def test_pages_say_that_times_are_a_models_and_the_index_has_every_page(plan, tm
     assert all(f"({name}.md)" in index for name in names)
     stored = json.loads((tmp_path / "plans" / "toy-h100.json").read_text())
     assert stored["cases"][1]["step"]["kernels"] == 99
+
+
+def test_only_parameters_that_a_method_draws_with_have_to_fit():
+    compiler = types.SimpleNamespace(programs=lambda method, batch: {}, device=DEVICES["h100"])
+    weights = {"target": 80, "drafter": 10, "vq": 5}
+    for tree, drafter, bytes_of_it in (
+        (trees.EAGLE_25, None, 95),
+        (trees.ROOT, None, 85),
+        (trees.chain(4), Jacobi(), 85),
+    ):
+        method = methods.Method("x", acceptance.strict(), tree, drafter=drafter)
+        case = planning._case(compiler, "label", method, 1, weights, EASY, (), None)
+        assert (case.method, case.weights, case.needed) == ("label", bytes_of_it, bytes_of_it)
 
 
 def test_what_does_not_fit_is_said_with_numbers(plan):

@@ -6,9 +6,10 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from cascade_jax import interrupts
+from cascade_jax import interrupts, methods
 from cascade_jax.cli import console, flags
 from cascade_jax.cli.command import Command
+from cascade_jax.cli.evaluate import parse_methods
 
 ALL = "all"
 _OWN = "(default: the table's)"
@@ -21,6 +22,8 @@ class Paper(Command):
     what: Annotated[Positional[str], arg(metavar="table1|table2|table3a|table3b|figure3|figure4|figure8|...|all")]
     """table1, table2, table3a, table3b, figure3, figure4, figure8, figure9 (and 10), figure13, figure14, or all:
     then what was made of the same model and prompts already stays"""
+    methods: flags.commas(default="the paper's") = ()
+    """table1: methods in place of the paper's, also with settings and a name: ar, pac, wide=scd:window=32"""
     drafters: flags.commas(metavar="NAME=DIR,...", default="") = ()
     """table2, table3a: folders of the same model with other drafters; table2 has the paper's numbers for the names
     standard and ours; one name for several folders is several runs, and gives their mean and spread"""
@@ -58,12 +61,16 @@ class Paper(Command):
 
         folders = parse_drafters(self.drafters)
         wanted = self._wanted(CONTENTS, bool(folders))
+        if self.methods and not all(CONTENTS[name].methods for name in wanted):
+            able = [name for name, entry in CONTENTS.items() if entry.methods]
+            raise ValueError(f"{self.what} takes no other methods; {' and '.join(able)} does")
+        chosen = parse_methods(self.methods) if self.methods else {}
         for place in folders.values():
             pipeline.folder(place)
         files.check_folder(self.out)
         if self.prompts is not None:
             captions.read(self.prompts, self.count)
-        return wanted, folders
+        return wanted, folders, chosen
 
     def owns(self) -> pathlib.Path:
         return self.out
@@ -72,13 +79,16 @@ class Paper(Command):
         from cascade_jax import pipeline
         from cascade_jax.paper import lab as labs
 
-        wanted, folders = checked
+        wanted, folders, chosen = checked
         bundle = dataclasses.replace(self.model.load(), trees={})  # the methods' own trees, whatever was tuned here
         drafters = {name: labs.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
         thresholds = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}
+        thresholds = {name: x for name, x in thresholds.items() if x is not None}
+        of_cascade = lambda name: thresholds if name == methods.CASCADE else {}
         lab = labs.Lab(
-            bundle, (), self.out, drafters, {name: x for name, x in thresholds.items() if x is not None},
-            parti=self.prompts is not None and self.prompts.suffix.lower() == ".tsv", seed=self.seed,
+            bundle, (), self.out, drafters,
+            {label: flags.drawable(bundle, name, of_cascade(name) | own) for label, (name, own) in chosen.items()},
+            thresholds, parti=self.prompts is not None and self.prompts.suffix.lower() == ".tsv", seed=self.seed,
             batch=self.batch, timed=self.timed, sampling=self.sampling.of(bundle)[1],
             weights=labs.weighed(bundle, drafters),
         )  # fmt: skip

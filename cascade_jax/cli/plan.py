@@ -12,6 +12,7 @@ from tyro.conf import OmitArgPrefixes, arg
 from cascade_jax import methods
 from cascade_jax.cli import console, flags
 from cascade_jax.cli.command import Command
+from cascade_jax.cli.evaluate import parse_methods
 
 _DEVICES = "(default: the device's)"
 
@@ -55,7 +56,7 @@ class Plan(Command):
     shapes: flags.commas(default="") = ()
     """instead of a model, published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b"""
     method: flags.commas() = (methods.AR, methods.CASCADE)
-    """methods; speedups are against ar"""
+    """methods, also with settings and a name: ar, wide=scd:window=32; speedups are against ar"""
     batch: flags.commas(int, "N,N,...") = (1,)
     """pictures drawn at once"""
     mesh: Annotated[str | None, flags.hint("data=D,model=M", "(default: one device)")] = None
@@ -78,7 +79,7 @@ class Plan(Command):
         flags.at_least(1, batch=min(self.batch, default=0))
         if self.alpha is not None and not 0 <= self.alpha < float("inf"):
             raise ValueError(f"alpha must be at least 0, not {self.alpha}")
-        flags.names(self.method)
+        parse_methods(self.method)
         from cascade_jax import files
         from cascade_jax import mesh as meshes
         from cascade_jax.measure.plan import PROGRAMS, describe
@@ -124,11 +125,14 @@ class Plan(Command):
         return {self.model: bundles.abstract(config, self.dtype)}
 
     def _plan(self, name: str, bundle, device, sizes):
-        from cascade_jax.measure.plan import PROGRAMS, plan
+        from cascade_jax.measure.plan import PROGRAMS, made_for, plan
 
         with console.bad_input():
+            chosen = {
+                label: made_for(bundle, own, **given) for label, (own, given) in parse_methods(self.method).items()
+            }
             return plan(
-                bundle, device, flags.names(self.method), name=name, mesh=sizes, alpha=self.alpha,
+                bundle, device, chosen, name=name, mesh=sizes, alpha=self.alpha,
                 batches=list(dict.fromkeys(self.batch)), roofline=self.assumed.over(device.roofline),
                 progress=console.step, programs=[program for program in PROGRAMS if program in self.programs],
             )  # fmt: skip

@@ -16,16 +16,18 @@ class Entry:
       count: captions unless others are asked for; None for as many as all that share the run folder.
       drafters: whether it compares drafters, and needs others than the model's own.
       judged: whether pictures are measured for it.
+      methods: whether it compares whatever methods it is given.
     """
 
     make: Callable[[Lab], Result]
     count: int | None = None
     drafters: bool = False
     judged: bool = True
+    methods: bool = False
 
 
 CONTENTS = {
-    "table1": Entry(tables.table_1),
+    "table1": Entry(tables.table_1, methods=True),
     "table2": Entry(tables.table_2, drafters=True),
     "table3a": Entry(tables.table_3a, drafters=True),
     "table3b": Entry(tables.table_3b),

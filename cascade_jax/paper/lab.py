@@ -38,6 +38,7 @@ class Lab:
       captions: of the pictures.
       folder: receives the results.
       drafters: the same model with other drafters, by name; "NAME#1", "NAME#2" ... are trained alike.
+      methods: what table 1 compares, by label; none for the paper's.
       thresholds: of cascade, in place of a table's own: "tau_pos", "tau_seq", "budget".
       parti: whether the captions are PartiPrompts, to hold against the paper's numbers for these.
       weights: digests of the parameters by name of the drafter, "" for the model's own, see `weighed`; "" alone is
@@ -49,6 +50,7 @@ class Lab:
     captions: Sequence[Caption]
     folder: pathlib.Path
     drafters: Mapping[str, Bundle] = dataclasses.field(default_factory=dict)
+    methods: Mapping[str, Method] = dataclasses.field(default_factory=dict)
     thresholds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     parti: bool = False
     seed: int = 0
@@ -93,6 +95,7 @@ class Row:
     """A method under a title, on a drafter ("" for the model's own), and the paper's numbers for it.
 
     Rows of one `group` differ in the run that their drafter is from, and in nothing else; "" is a group of its own.
+    The `label` is the row's name in the run folder; "" for that of the method and its drafter, see `label_of`.
     """
 
     title: str
@@ -100,6 +103,7 @@ class Row:
     drafter: str = ""
     paper: Numbers | None = None
     group: str = ""
+    label: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +153,8 @@ def weighed(bundle: Bundle, drafters: Mapping[str, Bundle]) -> dict[str, dict[st
 
 def label_of(row: Row) -> str:
     """The row's name in the run folder: the same for whatever draws the same pictures."""
+    if row.label:
+        return row.label
     settings = row.method.settings
     name = row.method.name
     if name == CASCADE:

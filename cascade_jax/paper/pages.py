@@ -72,7 +72,8 @@ def job_of(lab: Lab) -> dict[str, Any]:
             "timed": lab.timed,
             "thresholds": dict(lab.thresholds),
             "metrics": [gauge.name for gauge in lab.gauges],
-        },
+        }
+        | ({"methods": {label: own.name for label, own in lab.methods.items()}} if lab.methods else {}),
     }
 
 

@@ -16,14 +16,21 @@ STANDARD, OURS = "standard", "ours"  # table 2's drafters; unless one has that n
 
 
 def table_1(lab: Lab) -> Result:
-    """All methods: speed, acceptance and quality."""
+    """All methods that the paper compares, or those of the lab: speed, acceptance and quality."""
     known = paper.TABLE_1.get((lab.model, lab.dataset), {})
+    if lab.methods:
+        rows = [Row(label, method, paper=known.get(label), label=label) for label, method in lab.methods.items()]
+        return _table_1(lab, rows)
     names = list(by_name.compared())
     rows = [Row(name, lab.method(name), paper=known.get(name)) for name in names]
     place, published = names.index(CASCADE), by_name.method(CASCADE, lab.bundle, **lab.published(), **RULE)
     if published.settings != rows[place].method.settings and not lab.thresholds:
         rows[place] = dataclasses.replace(rows[place], title=f"{CASCADE}, the model's thresholds", paper=None)
         rows.insert(place + 1, Row(f"{CASCADE}, the paper's thresholds", published, paper=known.get(CASCADE)))
+    return _table_1(lab, rows)
+
+
+def _table_1(lab: Lab, rows: Sequence[Row]) -> Result:
     title = "Table 1: comparison of methods"
     return _tabled(lab, "table1", title, rows, f"table 1, {lab.model}, {lab.dataset}")
 

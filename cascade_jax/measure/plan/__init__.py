@@ -11,7 +11,7 @@ import dataclasses
 import importlib.metadata
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,7 +83,9 @@ class Case:
     """A method at a batch size.
 
     Attributes:
-      needed: bytes on a device when most is in use: all parts of the model, and the largest of the programs.
+      method: its label.
+      weights: bytes of the parameters on a device that it draws with: no drafter's if it needs none.
+      needed: bytes on a device when most is in use: all of these parameters, and the largest of the programs.
       fits: whether the device has as many.
       problem: what the compiler said of a program that it could not fit; None for nothing.
       programs: those that were compiled.
@@ -93,6 +95,7 @@ class Case:
     method: str
     tree: str
     batch: int
+    weights: int
     needed: int
     fits: bool
     problem: str | None
@@ -151,7 +154,7 @@ class Plan:
 def plan(
     bundle: Bundle,
     device: Device,
-    methods: Sequence[str | Method],
+    methods: Sequence[str | Method] | Mapping[str, Method],
     *,
     batches: Sequence[int] = (1,),
     mesh: dict[str, int] | None = None,
@@ -165,7 +168,7 @@ def plan(
 
     Args:
       bundle: shapes in place of parameters, see `bundle.abstract`.
-      methods: by name, or made.
+      methods: by name, or made; or made ones by label.
       batches: pictures drawn at once, on the whole mesh.
       mesh: sizes as of `mesh.parse`; `device` must have as many.
       alpha: accepted drafts a step, for the pictures' times of all methods but "ar".
@@ -181,13 +184,15 @@ def plan(
     for batch in batches:
         if batch % rows:
             raise ValueError(f"a batch of {batch} cannot be divided over data={rows}")
-    chosen = [made_for(bundle, method) if isinstance(method, str) else method for method in methods]
+    if not isinstance(methods, Mapping):
+        chosen = [made_for(bundle, method) if isinstance(method, str) else method for method in methods]
+        methods = {method.name: method for method in chosen}
     compiler = Compiler(bundle, device, mesh)
     weights = {part: _bytes_on_one(tree) for part, tree in compiler.weights.items()}
     cases = []
     for batch in batches:
-        for method in chosen:
-            cases.append(_case(compiler, method, batch, weights, roofline, programs, progress))
+        for label, method in methods.items():
+            cases.append(_case(compiler, label, method, batch, weights, roofline, programs, progress))
     cases = [_with_picture(case, cases, bundle.length, alpha) for case in cases]
     return Plan(
         name=name,
@@ -204,33 +209,36 @@ def plan(
     )
 
 
-def made_for(bundle: Bundle, name: str) -> Method:
-    """A method by name for a bundle of shapes: LANTERN's table, which only its size matters of, is empty."""
+def made_for(bundle: Bundle, name: str, **settings) -> Method:
+    """A method for a bundle of shapes, as of `methods.method`: LANTERN's table, which only its size matters of, is
+    empty."""
     by_name.check_name(name)
     if "neighbours" in by_name.takes(name) and bundle.neighbours is None:
         codes = bundle.config.vq.codebook_size
         bundle = dataclasses.replace(bundle, neighbours=np.zeros((codes, min(1000, codes - 1)), np.int32))
-    return by_name.method(name, bundle)
+    return by_name.method(name, bundle, **settings)
 
 
-def _case(compiler: Compiler, method: Method, batch: int, weights, roofline, programs, progress) -> Case:
+def _case(compiler: Compiler, label: str, method: Method, batch: int, weights, roofline, programs, progress) -> Case:
     available, made, problem = compiler.programs(method, batch), {}, None
+    drafted = method.tree.depth and method.drafter is None
+    weights = weights if drafted else {part: size for part, size in weights.items() if part != "drafter"}
     needed = sum(weights.values())
     for name in programs:
         if name not in available:
             continue
-        progress(f"{compiler.device.name}: {name} of {method.name}, batch {batch}")
+        progress(f"{compiler.device.name}: {name} of {label}, batch {batch}")
         try:
             compiled = available[name]()
         except jax.errors.JaxRuntimeError as error:
             problem = problem or _too_large(name, error)
             continue
         made[name] = _program(compiled, name, compiler.device, roofline)
-        taken = ("vq",) if name == "pixels" else ("target", "drafter") if method.tree.depth else ("target",)
+        taken = ("vq",) if name == "pixels" else ("target", "drafter")
         others = sum(size for part, size in weights.items() if part not in taken)
         needed = max(needed, others + compiled.arguments + compiled.outputs + compiled.temporaries + compiled.code)
     fits = problem is None and needed <= compiler.device.memory
-    return Case(method.name, name_of(method.tree), batch, needed, fits, problem, made)
+    return Case(label, name_of(method.tree), batch, sum(weights.values()), needed, fits, problem, made)
 
 
 def _too_large(name: str, error: Exception) -> str:

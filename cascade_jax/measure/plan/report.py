@@ -109,7 +109,7 @@ def _memory(plan: Plan) -> Section:
         state = _gb(case.programs["prefill"].outputs) if "prefill" in case.programs else "–"
         fits = "yes" if case.fits else f"no: {case.problem}" if case.problem else "no"
         needed = f"over {_gb(case.needed)}" if case.problem else _gb(case.needed)
-        figures = needed, _gb(plan.device.memory), _gb(sum(plan.weights.values())), state, _gb(most)
+        figures = needed, _gb(plan.device.memory), _gb(case.weights), state, _gb(most)
         rows.append((case.method, str(case.batch), *figures, fits))
     return Section("Does it fit", head, rows)
 
