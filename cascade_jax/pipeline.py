@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx, struct
 from jax.sharding import Mesh
 
-from cascade_jax import acceptance, bundle, decode, interrupts, platforms, sharding
+from cascade_jax import acceptance, bundle, decode, hub, interrupts, platforms, sharding
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.decode import Program
@@ -114,15 +114,29 @@ def load(
 
 
 def folder(model: str | os.PathLike) -> pathlib.Path:
-    """Where a model lies: "scenes", which comes with the package, or a converted directory.
+    """Where a model lies: "scenes", which comes with the package, a converted directory, or one on the hub, hf://OWNER/NAME,
+    which is downloaded unless the hub's cache has it.
 
     Raises:
-      bundle.BundleError: if there is no such model.
+      bundle.BundleError: if there is no such model, or it cannot be had.
     """
+    if hub.is_address(model):
+        return _from_hub(hub.address(model))
     directory = SCENES if str(model) == "scenes" else pathlib.Path(model)
     if not directory.is_dir():
         raise bundle.BundleError(f'there is no model {str(model)!r}: give "scenes" or a converted directory')
     return directory
+
+
+def _from_hub(address: hub.Address) -> pathlib.Path:
+    try:
+        bundle.read_any_config(hub.only(address, bundle.CONFIG))  # before gigabytes are fetched
+        return hub.whole(address)
+    except hub.HubError as error:
+        raise bundle.BundleError(str(error)) from error
+    except bundle.BundleError as error:
+        convert = f"cascade-jax convert auto {address} DEST"
+        raise bundle.BundleError(f"{error}; if {address} is a published checkpoint, convert it: {convert}") from error
 
 
 def generate(

@@ -47,9 +47,9 @@ def convert(
 
     Args:
       family: a name in `FAMILIES`, or "auto" to go by the files.
-      sources: files and folders as they were downloaded, in any order: the model, its picture tokenizer, its text
-        encoder, a drafter. What is what is told from their tensors. What is needed and was not named is looked for in
-        the folders that were.
+      sources: files and folders as they were downloaded, or addresses on the hub (`cascade_jax.hub`), in any order: the
+        model, its picture tokenizer, its text encoder, a drafter. What is what is told from their tensors. What
+        is needed and was not named is looked for in the folders that were.
       destination: the bundle's folder. It appears whole or not at all; a bundle that is there is replaced.
       dtype: of target, drafter and text encoder: "bf16", "fp32", or "stored". None is "bf16" from 3 billion parameters
         on and else "stored". A picture tokenizer, and a network that measures, keep their own.

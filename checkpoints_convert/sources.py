@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cascade_jax import hub
 from cascade_jax.models.chameleon import code_ids
 from checkpoints_convert import folders
 from checkpoints_convert.files import read_json, read_tensors
@@ -174,7 +175,11 @@ def _plain_names(path: pathlib.Path, tensors: dict[str, Tensor]) -> dict[str, Te
 
 
 def _found(path: pathlib.Path) -> pathlib.Path:
-    """The path that is meant, see `folders.located`."""
+    """The path that is meant, see `folders.located`; of an address on the hub, what is downloaded."""
+    try:
+        path = hub.local(path)
+    except hub.HubError as error:
+        raise ConvertError(str(error)) from error
     if not path.exists():
         raise ConvertError(f"there is no checkpoint {path}")
     return _listing(path, folders.located)

@@ -1,5 +1,6 @@
 """Fixtures that the engine's tests share."""
 
+import gc
 import os
 
 # On a busy machine eight devices' threads may wait long for each other; XLA gives up after 40 seconds by default.
@@ -15,6 +16,12 @@ from cascade_jax.models.llamagen import LlamaGenConfig
 jax.config.update("jax_default_matmul_precision", "highest")
 # Most programs here take longer to compile than to run.
 jax.config.update("jax_disable_most_optimizations", True)
+# Programs being traced are millions of small objects, which are searched for garbage all the time otherwise.
+gc.set_threshold(100_000, 20, 100)
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # or else pytest would search all that is left several times
 
 
 @pytest.fixture(scope="session")

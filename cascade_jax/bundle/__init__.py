@@ -15,6 +15,7 @@ the one before. It imports the engine, models and files; of scenes, text encoder
 
 from cascade_jax.bundle.arrays import laid_out, nested, plain, restored_keys
 from cascade_jax.bundle.config import (
+    CONFIG,
     FORMAT,
     BundleError,
     Config,
@@ -54,6 +55,7 @@ from cascade_jax.models.families import FIELDS, KINDS
 from cascade_jax.models.prompt import Prompt
 
 __all__ = [
+    "CONFIG",
     "FIELDS",
     "FORMAT",
     "KINDS",

@@ -12,6 +12,7 @@ from cascade_jax.models import families
 from cascade_jax.sampling import Sampling
 
 FORMAT = 1
+CONFIG = "config.json"
 
 
 class BundleError(ValueError):
@@ -91,7 +92,7 @@ def read_any_config(directory: str | os.PathLike) -> Config | MetricConfig:
     Raises:
       BundleError: if it is missing or makes no sense.
     """
-    path = pathlib.Path(directory) / "config.json"
+    path = pathlib.Path(directory) / CONFIG
     if not path.is_file():
         raise BundleError(f"{directory} is not a model: it has no config.json")
     try:

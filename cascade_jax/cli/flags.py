@@ -57,7 +57,7 @@ class Model:
     """Which model."""
 
     name: Annotated[str, arg(name="model", metavar="MODEL")] = "scenes"
-    """scenes, or the folder of a converted model"""
+    """scenes, or the folder of a converted model, or hf://OWNER/NAME, which is downloaded"""
     dtype: Annotated[str | None, hint("float32|bfloat16", "(default: float32 on CPU)")] = None
     """of the weights"""
 

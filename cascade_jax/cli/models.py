@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
-from cascade_jax import interrupts
+from cascade_jax import hub, interrupts
 from cascade_jax.cli import console, flags
 from cascade_jax.cli.command import Command
 
@@ -27,8 +27,8 @@ class Convert(Command):
     family: Annotated[Positional[str], arg(metavar="FAMILY")]
     """llamagen, lumina-mgpt, anole, janus; clip or inception, which measure pictures; or auto, to go by the files"""
     paths: Annotated[Positional[tuple[pathlib.Path, ...]], flags.hint("SOURCE... DEST")] = ()
-    """files and folders as downloaded, in any order: the model, its picture tokenizer, its text encoder, a drafter; and
-    last the folder to write"""
+    """files and folders as downloaded, or hf://OWNER/NAME, in any order: the model, its picture tokenizer, its text
+    encoder, a drafter; and last the folder to write"""
     dtype: _types("(default: bfloat16 from 3B on)") = None
     """of the weights; picture tokenizers and what measures pictures keep their own"""
     pixels: Annotated[int | None, flags.hint("N", "(default: from the files)")] = None
@@ -37,6 +37,8 @@ class Convert(Command):
     def check(self):
         if len(self.paths) < 2:
             raise ValueError("convert takes FAMILY SOURCE... DEST: name at least one file and where to write")
+        if hub.is_address(self.paths[-1]):
+            raise ValueError("convert takes FAMILY SOURCE... DEST: name a folder to write behind what is converted")
         flags.one_of("dtype", self.dtype, (None, *_TYPES))
 
     def owns(self) -> pathlib.Path:
@@ -62,7 +64,7 @@ class Info(Command):
     """Of models that draw, and of those that measure pictures."""
 
     model: Model = "scenes"
-    """scenes, or the folder of a converted model"""
+    """scenes, or the folder of a converted model, or hf://OWNER/NAME"""
     json: flags.Json = False
     """print it as JSON"""
 
