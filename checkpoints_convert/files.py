@@ -4,11 +4,11 @@ import json
 import pathlib
 from typing import Any
 
-from checkpoints_convert import pickles, safetensors
+from checkpoints_convert import pickles, safetensors, torchscript
 from checkpoints_convert.tensors import Contents, ConvertError
 
 SAFETENSORS = (".safetensors",)
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".jit")
 _PAGE = ("<!doctype html", "<html", "<head", "<?xml")
 
 
@@ -24,7 +24,7 @@ def read_tensors(file: pathlib.Path) -> Contents:
         if not head:
             raise ConvertError(f"{file} is empty: download it again")
         if head.startswith((b"PK\x03\x04", b"\x80")):
-            return pickles.read(file)
+            return torchscript.read(file) if torchscript.is_archive(file) else pickles.read(file)
         if head[8:9] == b"{" or (file.suffix in SAFETENSORS and not _text(head)):
             return safetensors.read(file)
         check_text(file, head)

@@ -14,7 +14,7 @@ from checkpoints_convert.files import PICKLES, SAFETENSORS, read_json
 from checkpoints_convert.tensors import ConvertError, listed
 
 INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-WHOLE = ("model.safetensors", "pytorch_model.bin")
+WHOLE = ("model.safetensors", "pytorch_model.bin", "autoencoder.jit")  # the last beside encoder.jit and decoder.jit
 _SHARD = re.compile(r"(?P<stem>.+?)[-_.]?(?P<number>\d{1,6})-of-(?P<count>\d{1,6})(?P<ending>\.\w+)")
 _META = re.compile(r"consolidated\.\d+\.pth")
 # What training leaves beside the weights: its arguments, and what it needs to go on.

@@ -86,8 +86,6 @@ def _loaded(file: pathlib.Path) -> Any:
     if archive:
         with zipfile.ZipFile(file) as content:
             names = content.namelist()
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise ConvertError(f"{file} is a TorchScript program, not weights: save the model's state_dict() instead")
         if not any(name.endswith("data.pkl") for name in names):
             raise ConvertError(f"{file} is an archive of {listed(names)}: unpack it, and name what is in it")
     try:

@@ -341,7 +341,7 @@ BAD = {
     "web page": "model.pt is a web page and not the file itself",
     "refusal": 'is a text and not a checkpoint: "Access to model jadohu/LlamaGen-T2I is restricted."',
     "nothing": "model.safetensors is empty: download it again",
-    "program": "is a TorchScript program, not weights: save the model's state_dict() instead",
+    "program": "is no part of llamagen: its tensors are weight, bias",
     "archive": "is an archive of checkpoint/model.safetensors: unpack it",
     "no tensors": "holds no tensors that could be a model's: its keys are 'ema', 'args', 'step'",
     "list": "holds a list, not a dictionary of tensors",

@@ -1,12 +1,7 @@
 """Chameleon (arXiv 2405.09818), which draws as Lumina-mGPT (arXiv 2408.02657) or as Anole (arXiv 2407.06135).
 
-One transformer over text and image tokens of a common vocabulary. Queries and keys are normalised per head before they
-are rotated. Only the head's rows of image tokens are kept, in the order of the VQ codes: while a picture is drawn
-nothing else can follow.
-
-A drawn token is a VQ code or, beyond the last code, one of the marks that Lumina-mGPT puts between codes: the newline
-after every row and the end of the picture. Marks are forced where they belong (`ChameleonConfig.layout`), so they need
-no logits.
+One transformer over text and image tokens of a common vocabulary (`models.fusion`). Queries and keys are normalised per
+head before they are rotated. Lumina-mGPT's marks are the newline after every row and the end of the picture.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,17 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from cascade_jax.cache import Context, Segment
-from cascade_jax.decode import Prefix
-from cascade_jax.models.prompt import LONG_PROMPT, Prompt, TokenRows, stack_tokens, text_tokens, token_prefix
-from cascade_jax.models.transformer import Block, BlockConfig, Linear, RMSNorm, rope_1d, run_target, to_logits
+from cascade_jax.models.fusion import EarlyFusion, FusionConfig
+from cascade_jax.models.prompt import Prompt
+from cascade_jax.models.transformer import BlockConfig
 from cascade_jax.sampling import Layout
 
 PIXELS = 16  # a code's side
 
 
 @dataclass(frozen=True)
-class ChameleonConfig:
+class ChameleonConfig(FusionConfig):
     """Sizes of a Chameleon transformer, and how it draws.
 
     Attributes:
@@ -105,19 +99,9 @@ class ChameleonConfig:
         return (self.image_start, self.size + self.rows // 2, self.size + self.columns // 2)
 
     @property
-    def condition_slots(self) -> int:
-        """Text has no fixed length; long prompts have about as many slots."""
-        return LONG_PROMPT
-
-    @property
-    def table_rows(self) -> int:
-        """Rows of a table that a drafter embeds tokens by, see `table_row`."""
-        return self.vocab_size
-
-    @property
-    def picture_places(self) -> dict[str, int]:
-        """Codes follow the text in one line."""
-        return {}
+    def unguided(self) -> tuple[int, ...]:
+        """Without a prompt the opening stands alone, for Anole behind the token that begins a sequence."""
+        return (self.begin,) if self.style == "anole" else ()
 
     @property
     def sampling(self) -> dict:
@@ -140,20 +124,6 @@ class ChameleonConfig:
         """A prompt without meaning, as long as a usual one."""
         return Prompt(ids=np.array([self.begin] * 30 + [self.turn], np.int32))
 
-    def stack(self, prompts: Sequence[Prompt]) -> TokenRows:
-        """What stands before the first drawn token. Without a prompt that is the opening alone, for Anole behind the
-        token that begins a sequence, so the branches' lengths differ.
-
-        Prompts end with the turn's last token or with the opening.
-        """
-        conditional = []
-        for prompt in prompts:
-            ids, opening = text_tokens(prompt), np.array(self.opening, np.int32)
-            opened = np.array_equal(ids[-len(opening) :], opening)
-            conditional.append(ids if opened else np.concatenate([ids, opening]))
-        begin = (self.begin,) if self.style == "anole" else ()
-        return stack_tokens(conditional, [np.array(begin + self.opening, np.int32)] * len(prompts))
-
     def codes(self, tokens: jax.Array) -> jax.Array:
         """VQ codes int [B, rows, columns] of drawn tokens int [B, length]."""
         if self.style == "anole":
@@ -161,48 +131,16 @@ class ChameleonConfig:
         return tokens[:, :-1].reshape(-1, self.rows, self.columns + 1)[:, :, :-1]
 
 
-class Chameleon(nnx.Module):
-    """The transformer. Features are the outputs of the last norm; `logits` maps them to the VQ codes."""
-
-    linear_head = True
+class Chameleon(EarlyFusion):
+    """The transformer; the text tokens of the codes stand in no order."""
 
     def __init__(self, config: ChameleonConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        self.embedding = nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.dim)) * 0.02)
+        super().__init__(config, rngs=rngs)
         self.code_ids = nnx.Variable(4 + jnp.arange(config.codebook_size, dtype=jnp.int32))  # a code's text token
-        self.blocks = nnx.List([Block(config.block, rngs) for _ in range(config.layers)])
-        self.norm = RMSNorm(config.dim, config.norm_eps)
-        self.head = Linear(config.dim, config.codebook_size, rngs=rngs)
-
-    @property
-    def dtype(self):
-        return self.embedding.dtype
-
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """Drawn tokens int [...] to embeddings [..., d]."""
-        return self.embedding[...][self.table_row(tokens)]
 
     def table_row(self, tokens: jax.Array) -> jax.Array:
         """The text tokens int [...] that drawn tokens int [...] are."""
         return jnp.concatenate([self.code_ids[...], jnp.array(self.config.marks, jnp.int32)])[tokens]
-
-    def prefix(self, rows: TokenRows, guided: bool, drafter: nnx.Module | None = None) -> Prefix:
-        """What stands before the first drawn token, from `ChameleonConfig.stack`."""
-        return token_prefix(self.embedding[...], rows, guided, drafter)
-
-    def rope(self, positions: jax.Array) -> jax.Array:
-        """Rotary cosines and sines [..., D/2, 2] of slots int [...]."""
-        return rope_1d(positions, self.config.block.head_dim, self.config.rope_base)
-
-    def __call__(
-        self, x: jax.Array, context: Context, past: tuple[Segment, ...] = (), taps: tuple[int, ...] = ()
-    ) -> tuple[jax.Array, Segment]:
-        """Embeddings [R, S, d] to features, see `run_target`, and the new tokens' keys and values."""
-        return run_target(self.blocks, self.norm, x, context, past, taps)
-
-    def logits(self, features: jax.Array) -> jax.Array:
-        """Features [..., d] to float32 logits [..., codebook_size], in the order of the VQ codes."""
-        return to_logits(features, self.head.kernel[...])
 
 
 _7B = ChameleonConfig(dim=4096, layers=32, heads=32, ffn_dim=11008)

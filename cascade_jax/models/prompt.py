@@ -1,6 +1,6 @@
 """Prompts as a target takes them in, and what stands before the first drawn token."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -66,12 +66,19 @@ def stack_tokens(conditional: Sequence[np.ndarray], unconditional: Sequence[np.n
     return TokenRows(ids, length)
 
 
-def token_prefix(table: jax.Array, rows: TokenRows, guided: bool, drafter: nnx.Module | None) -> Prefix:
-    """The prefix of both branches, or of the conditional one alone, by a table of embeddings [vocabulary, d].
+def token_prefix(
+    table: jax.Array,
+    rows: TokenRows,
+    guided: bool,
+    drafter: nnx.Module | None,
+    scaled: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> Prefix:
+    """The prefix of both branches, or of the conditional one alone, by a table of embeddings [vocabulary, d], which are
+    `scaled`.
 
     A drafter sees the same tokens, by its own table if it has one.
     """
     ids, length = (x if guided else x[: x.shape[0] // 2] for x in (rows.ids, rows.length))
-    x = table[ids]
+    x = scaled(table[ids])
     own = getattr(drafter, "embedding", None)
     return Prefix(x, x if own is None else own[...][ids].astype(x.dtype), jnp.asarray(length))
