@@ -17,11 +17,13 @@ _HOMES = {
     "Generated": "pipeline",
     "Prompt": "bundle",
     "Sampling": "sampling",
+    "Target": "targets",
     "Tree": "tree",
     "Verdict": "verify",
     "annealed": "rules",
     "bounded": "acceptance",
     "cascade": "rules",
+    "draft": "draft",  # the module itself
     "entropic": "rules",
     "exact": "acceptance",
     "generate": "pipeline",
@@ -33,9 +35,10 @@ _HOMES = {
     "register": "models.families",
     "score": "pipeline",
     "strict": "acceptance",
-    "trees": "tree",  # the module itself
+    "trees": "tree",  # likewise
     "verify": "verify",
 }
+_MODULES = ("draft", "trees")
 __all__ = sorted(_HOMES)
 
 
@@ -50,7 +53,7 @@ class _Package(types.ModuleType):
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         home = importlib.import_module(f"{__name__}.{_HOMES[name]}")
-        vars(self)[name] = value = home if name == "trees" else getattr(home, name)
+        vars(self)[name] = value = home if name in _MODULES else getattr(home, name)
         return value
 
     def __dir__(self) -> list[str]:

@@ -49,14 +49,15 @@ class Prefix:
     """Encoded prompts: what stands before the first output token.
 
     Attributes:
-      embeddings: [R, P, d], as the target takes them in.
-      drafter_embeddings: [R, P, d], as the drafter does.
+      embeddings: [R, P, d], as the target takes them in; of one that embeds tokens itself (see `targets`) these tokens,
+        int [R, P].
+      drafter_embeddings: [R, P, d], as the drafter does; None for one that takes in none.
       length: int [R], slots in use; the rest of a row is filler.
       holes: bool [R, P], padding inside the used slots, seen by nobody but itself; None for none.
     """
 
     embeddings: jax.Array
-    drafter_embeddings: jax.Array
+    drafter_embeddings: jax.Array | None
     length: jax.Array
     holes: jax.Array | None = None
 

@@ -3,8 +3,8 @@
 There is one loop. Autoregressive decoding is the loop with the one-node tree; a method is a rule, a tree and a drafter.
 Everything here is a pure function of (parameters, state); what shapes the program sits in a hashable `Program`.
 
-A target is any module with `embed(tokens)`, `rope(slots)`, `__call__(x, context, past)`, `logits(features)` and
-`linear_head`, which tells whether the last is a linear map (see `models.llamagen`).
+A target is a module that says how a pass goes (see `models.llamagen`), or functions over a cache of its own (see
+`targets`): `passes` makes one of both.
 
 Shapes: `B` sequences, `G` guidance branches (2 with guidance, else 1), `R = G B` rows, conditional ones
 first. `P` prefix slots, `N` nodes, `D` tree depth, `d` model width, `L` output tokens.
@@ -19,14 +19,15 @@ import numpy as np
 from flax import nnx, struct
 
 from cascade_jax import cache as kv
-from cascade_jax import mesh
+from cascade_jax import mesh, passes
 from cascade_jax import sampling as warping
 from cascade_jax.acceptance import Rule
-from cascade_jax.cache import Context, Prefix, Segment
+from cascade_jax.cache import Context, Prefix
 from cascade_jax.draft import Draft, Outcome
+from cascade_jax.passes import Pass, Passes
 from cascade_jax.sampling import Layout, Sampling
 from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import WALK, Turns, Verdict, check, conclude, finish, walk
+from cascade_jax.verify import TRAVERSAL, WALK, Turns, Verdict, check, conclude, finish, walk
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Program:
     """What shapes the compiled program.
 
     Attributes:
-      target: the target's graph definition.
+      target: the target's graph definition, or anything hashable that `passes.of` takes in its place.
       drafter: the drafter's (see `draft.Drafter`), or None if the tree is a lone root.
       tree: the draft tree.
       length: output tokens of a picture (L).
@@ -45,7 +46,7 @@ class Program:
       verifier: see `verify.verify`.
     """
 
-    target: nnx.GraphDef
+    target: Any
     drafter: nnx.GraphDef | None
     tree: Tree | DynamicTree
     length: int
@@ -86,7 +87,7 @@ class DecodeState:
       tokens: int [B, L + D + 1], the output so far; what lies beyond `count` is not part of it.
       count: int [B], tokens of the output that are known; the last of them is the next tree's root.
       keys: [B], every sequence's own random key. Step s draws from fold_in(key, s): nothing else in the batch matters.
-      cache: the target's keys and values of prefix and accepted tokens, the root's excluded.
+      cache: what the target keeps of prefix and accepted tokens, the root's excluded: keys and values, see `passes`.
       length: int [R], slots of the cache in use.
       holes: as in `Prefix`.
       drafter: the drafter's memory, its own business; None without a drafter.
@@ -96,7 +97,7 @@ class DecodeState:
     tokens: jax.Array = mesh.by_sequence()
     count: jax.Array = mesh.by_sequence()
     keys: jax.Array = mesh.by_sequence()
-    cache: Segment = mesh.by_row()
+    cache: Any = mesh.by_row()
     length: jax.Array = mesh.by_row()
     holes: jax.Array | None = mesh.by_row()
     drafter: Any | None = struct.field()
@@ -127,18 +128,12 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
       params: {"target": state, "drafter": state or None}.
       keys: a random key for every sequence, [B].
     """
-    target = nnx.merge(program.target, params["target"])
-    rows, slots, _ = prefix.embeddings.shape
-    batch, depth = keys.shape[0], program.tree.depth
-    seen = kv.causal(slots)[None]
-    if prefix.holes is not None:
-        seen = seen & ~prefix.holes[:, None] | jnp.eye(slots, dtype=bool)
-    positions = jnp.broadcast_to(jnp.arange(slots), (rows, slots))
-    context = Context(target.rope(positions), kv.bias(seen)[:, None])
-    features, fresh = target(prefix.embeddings, context, taps=program.taps)
-    last = jnp.take_along_axis(features, (prefix.length - 1)[:, None, None], axis=1)
+    target, batch, depth = passes.of(program.target, params["target"]), keys.shape[0], program.tree.depth
+    capacity = kv.capacity(prefix.embeddings.shape[1], program.length, depth)
+    seen, cache = target.read(prefix, capacity, program.taps)
+    last = jnp.take_along_axis(seen.said, (prefix.length - 1)[:, None, None], axis=1)
     zeroth = jnp.zeros((batch, 1), jnp.int32)
-    logits = _guided_logits(program, target, split(last, program.taps)[0], sampling, zeroth)[:, 0]
+    logits = _guided_logits(program, target, last, sampling, zeroth)[:, 0]
     first_keys = jax.vmap(lambda key: jax.random.fold_in(key, program.length))(keys)  # no step has that number
     if program.noise == warping.FRESH:
         first = warping.draw_warped(first_keys, logits, sampling)
@@ -146,14 +141,12 @@ def prefill(program: Program, params, prefix: Prefix, keys: jax.Array, sampling:
         first = warping.drawn_with(warping.position_noise(keys, zeroth, logits.shape[-1])[:, 0], logits, sampling)
     tokens = jnp.zeros((batch, program.length + depth + 1), jnp.int32).at[:, 0].set(first)
 
-    capacity = kv.capacity(slots, program.length, depth)
     memory = None
     if program.drafter is not None:
-        drafter, read = nnx.merge(program.drafter, params["drafter"]), split(features, program.taps)[1]
-        memory = drafter.start(target, program.tree, prefix, read, first, capacity, program.layout)
+        drafter = nnx.merge(program.drafter, params["drafter"])
+        memory = drafter.start(target.module, program.tree, prefix, seen.read, first, capacity, program.layout)
     count, zero = jnp.ones(batch, jnp.int32), jnp.zeros(batch)
     stats = Stats(count * 0, count * 0, zero, zero, zero)
-    cache = kv.write(kv.room(fresh, capacity), fresh, jnp.zeros(rows, jnp.int32))
     return DecodeState(tokens, count, keys, cache, prefix.length, prefix.holes, memory, stats)
 
 
@@ -163,12 +156,12 @@ def step(program: Program, params, state: DecodeState, rule: Rule, sampling: Sam
         noise = position_noise(program, params, state)
         drafted, memory = propose(program, params, state, sampling, noise)
     with jax.named_scope("target"):
-        features, fresh = target_pass(program, params, state, drafted)
+        seen, fresh = target_pass(program, params, state, drafted)
     with jax.named_scope("verify"):
-        verdict, turns, laws = decide(program, params, state, drafted, features, rule, sampling, noise)
+        verdict, turns, laws = decide(program, params, state, drafted, seen, rule, sampling, noise)
     with jax.named_scope("commit"):
-        after = commit(program, params, state, drafted, memory, features, fresh, verdict, laws)
-    return after, Seen(drafted, split(features, program.taps)[0], verdict, turns)
+        after = commit(program, params, state, drafted, memory, seen, fresh, verdict, laws)
+    return after, Seen(drafted, seen.features, verdict, turns)
 
 
 def run(program: Program, params, state: DecodeState, rule: Rule, sampling: Sampling, limit=None) -> DecodeState:
@@ -194,19 +187,11 @@ def generate(program: Program, params, prefix: Prefix, keys: jax.Array, rule: Ru
     return run(program, params, prefill(program, params, prefix, keys, sampling), rule, sampling)
 
 
-def split(features: jax.Array, taps: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-    """A pass's features [..., d] and what the drafter reads of it: the same, or the tapped outputs [..., taps d]."""
-    if not taps:
-        return features, features
-    width = features.shape[-1] // (1 + len(taps))
-    return features[..., :width], features[..., width:]
-
-
 def teacher_forced(target, prefix: Prefix, tokens: jax.Array, taps: tuple[int, ...] = ()) -> jax.Array:
     """The target's features [R, P + T - 1, d] over prefix and given tokens int [R, T], the last token left out.
 
     Row r's feature at slot `prefix.length[r] - 1 + t` yields token t's distribution: see `at_tokens`. With `taps` the
-    layers that a drafter reads stand behind the features: see `split`.
+    layers that a drafter reads stand behind the features: see `passes.split`.
     """
     rows, slots, width = prefix.embeddings.shape
     size = slots + tokens.shape[1] - 1
@@ -231,10 +216,8 @@ def position_noise(program: Program, params, state: DecodeState) -> jax.Array | 
     """The noise [B, D + 1, V] of the output positions that a step may reach; None where it is fresh."""
     if program.noise == warping.FRESH:
         return None
-    target, places = nnx.merge(program.target, params["target"]), jnp.arange(program.tree.depth + 1)
-    constrain = (lambda logits, _: logits) if program.layout is None else program.layout.constrain
-    logits = lambda tokens: constrain(target.logits(target.embed(tokens)), tokens)
-    vocab = jax.eval_shape(logits, jax.ShapeDtypeStruct((1,), jnp.int32)).shape[-1]
+    places = jnp.arange(program.tree.depth + 1)
+    vocab = warping.columns(passes.of(program.target, params["target"]).vocab, program.layout)
     return warping.position_noise(state.keys, state.count[:, None] + places, vocab)
 
 
@@ -244,28 +227,21 @@ def propose(
     """First part of a step: a tree of drafts behind the last known token, and the drafter's memory."""
     if program.drafter is None:
         return Draft(jnp.take_along_axis(state.tokens, (state.count - 1)[:, None], axis=1), None, None), None
-    target = nnx.merge(program.target, params["target"])
+    target = passes.of(program.target, params["target"]).module
     drafter = nnx.merge(program.drafter, params["drafter"])
     keys, noise = _step_keys(state, 0), position_noise(program, params, state) if noise is None else noise
     return drafter.propose(target, program.tree, state.drafter, keys, sampling, state.count, program.layout, noise)
 
 
-def target_pass(program: Program, params, state: DecodeState, drafted: Draft) -> tuple[jax.Array, Segment]:
-    """Second part: one pass over all nodes. Their features [R, N, d], and the drafter's layers behind these if it reads
-    others (see `split`); and their keys and values."""
-    target = nnx.merge(program.target, params["target"])
+def target_pass(program: Program, params, state: DecodeState, drafted: Draft) -> tuple[Pass, Any]:
+    """Second part: one pass over all nodes; and what committing some of them takes, their keys and values."""
     branches = _branches(state)
     depths, ancestors = _shape_of(program, drafted)
     if depths.shape[0] > 1:
         depths, ancestors = jnp.concatenate([depths] * branches), jnp.concatenate([ancestors] * branches)
-    context = Context(
-        target.rope(state.length[:, None] + depths),
-        kv.bias(ancestors)[:, None],
-        (kv.filled(kv.slots(state.cache), state.length, state.holes),),
-        (kv.Filled(state.length, state.holes),),
-    )
-    embeddings = target.embed(jnp.maximum(drafted.tokens, 0))
-    return target(jnp.concatenate([embeddings] * branches), context, (state.cache,), program.taps)
+    tokens, filled = jnp.concatenate([drafted.tokens] * branches), kv.Filled(state.length, state.holes)
+    target = passes.of(program.target, params["target"])
+    return target.look(state.cache, filled, tokens, depths, ancestors, program.taps)
 
 
 def decide(
@@ -273,7 +249,7 @@ def decide(
     params,
     state: DecodeState,
     drafted: Draft,
-    features: jax.Array,
+    seen: Pass,
     rule: Rule,
     sampling: Sampling,
     noise: jax.Array | None = None,
@@ -281,13 +257,13 @@ def decide(
     """Third part: which drafts are accepted, and the token behind them (see `verify`); how every draft fared; and the
     target's distributions [B, N, V] behind all nodes, if the drafter reads them."""
     program.check(rule)
-    target, keys = nnx.merge(program.target, params["target"]), _step_keys(state, 1)
+    target, keys = passes.of(program.target, params["target"]), _step_keys(state, 1)
     noise = position_noise(program, params, state) if noise is None else noise
-    features, branches = split(features, program.taps)[0], _branches(state)
+    branches = _branches(state)
     depths = jnp.broadcast_to(_shape_of(program, drafted)[0], drafted.tokens.shape)
 
     def logits_at(nodes):  # int [B, n] -> [B, n, V]
-        chosen = jnp.take_along_axis(features, jnp.concatenate([nodes] * branches)[..., None], axis=1)
+        chosen = jnp.take_along_axis(seen.said, jnp.concatenate([nodes] * branches)[..., None], axis=1)
         positions = state.count[:, None] + jnp.take_along_axis(depths, nodes, axis=1)
         return _guided_logits(program, target, chosen, sampling, positions)
 
@@ -310,7 +286,7 @@ def decide(
 
     at_inner = laws[:, inner] if every else laws
     walked = jax.vmap(one, (0, None if static else 0, 0, 0, 0, 0))(
-        keys, topology, drafted.tokens, drafted.probs, at_inner, features[:batch]
+        keys, topology, drafted.tokens, drafted.probs, at_inner, seen.features[:batch]
     )
     end = walked.end[:, None]
     if every or noise is not None:
@@ -326,8 +302,8 @@ def commit(
     state: DecodeState,
     drafted: Draft,
     memory: Any | None,
-    features: jax.Array,
-    fresh: Segment,
+    seen: Pass,
+    fresh: Any,
     verdict: Verdict,
     laws: jax.Array | None = None,
 ) -> DecodeState:
@@ -342,12 +318,12 @@ def commit(
     tokens = jax.vmap(lambda t, e, at: jax.lax.dynamic_update_slice(t, e, (at,)))(state.tokens, emitted, state.count)
 
     row_path, row_kept = jnp.concatenate([path] * branches), jnp.concatenate([kept] * branches)
-    cache = kv.write(state.cache, fresh, state.length, after=features[:, 0, 0], nodes=row_path)
+    target = passes.of(program.target, params["target"])
+    cache = target.keep(state.cache, fresh, state.length, row_path, row_kept, seen.features[:, 0, 0])
     if memory is not None:
-        drafter, target = nnx.merge(program.drafter, params["drafter"]), nnx.merge(program.target, params["target"])
-        read, keys = split(features, program.taps)[1], _step_keys(state, 2)
-        outcome = Outcome(drafted, path, verdict.accepted, emitted, kept, read, laws, keys, state.count)
-        memory = drafter.observe(target, memory, outcome)
+        drafter, keys = nnx.merge(program.drafter, params["drafter"]), _step_keys(state, 2)
+        outcome = Outcome(drafted, path, verdict.accepted, emitted, kept, seen.read, laws, keys, state.count)
+        memory = drafter.observe(target.module, memory, outcome)
     going = kept > 0
     stats = Stats(
         state.stats.steps + going,
@@ -364,6 +340,14 @@ def commit(
         drafter=memory,
         stats=stats,
     )
+
+
+def check_drafter(drafter: Any, noise: str, verifier: str) -> None:
+    """Raises a ValueError unless there is such noise, and a drafter, a module or None, is for the verifier."""
+    if noise not in warping.NOISES:
+        raise ValueError(f"noise must be one of {', '.join(warping.NOISES)}, not {noise!r}")
+    if verifier == TRAVERSAL and getattr(drafter, "coupled", False):
+        raise ValueError("coupled redraws are lossless with the walk alone: traversal judges drafts that they keep")
 
 
 prefill_jit = jax.jit(prefill, static_argnums=0)
@@ -384,11 +368,11 @@ def _branches(state: DecodeState) -> int:
 
 
 def _guided_logits(
-    program: Program, target, features: jax.Array, sampling: Sampling, positions: jax.Array
+    program: Program, target: Passes, said: jax.Array, sampling: Sampling, positions: jax.Array
 ) -> jax.Array:
-    """Guided logits [B, n, V] of the tokens at output `positions` int [B, n], from features [R, n, d]."""
-    features = features.reshape(-1, *positions.shape, features.shape[-1])
-    logits = warping.guided_logits(target.logits, features, sampling.guidance, linear=target.linear_head)
+    """Guided logits [B, n, V] of the tokens at output `positions` int [B, n], from what was said there, [R, n, x]."""
+    said = said.reshape(-1, *positions.shape, said.shape[-1])
+    logits = warping.guided_logits(target.logits, said, sampling.guidance, linear=target.linear)
     return logits if program.layout is None else program.layout.constrain(logits, positions)
 
 

@@ -19,8 +19,9 @@ from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.decode import Program
 from cascade_jax.mesh import DATA, MODEL
 from cascade_jax.sampling import FRESH, GUMBEL, Sampling
+from cascade_jax.targets import Target
 from cascade_jax.text import readers
-from cascade_jax.tree import EAGLE_25, ROOT, DynamicTree, Tree
+from cascade_jax.tree import ROOT, DynamicTree, Tree
 from cascade_jax.verify import WALK
 
 SCENES = pathlib.Path(__file__).parent / "scenes" / "weights"
@@ -55,14 +56,16 @@ class Generated:
     """Pictures and how they came about.
 
     Attributes:
-      images: uint8 [B, H, W, 3].
+      images: uint8 [B, H, W, 3]; None of a target that makes none.
       tokens: int32 [B, T].
       stats: see `Report`.
+      texts: str [B], of a target that writes text (see `targets.Text`).
     """
 
-    images: np.ndarray
+    images: np.ndarray | None
     tokens: np.ndarray
     stats: Report
+    texts: np.ndarray | None = None
 
 
 @struct.dataclass
@@ -140,25 +143,29 @@ def _from_hub(address: hub.Address) -> pathlib.Path:
 
 
 def generate(
-    model: Bundle,
+    model: Bundle | Target,
     prompts: Sequence[str | Prompt],
     key: jax.Array,
     rule: Rule | None = None,
-    tree: Tree | DynamicTree = EAGLE_25,
+    tree: Tree | DynamicTree | None = None,
     sampling: Sampling | None = None,
     progress: Callable[[int, int], None] | None = None,
     drafter: nnx.Module | None = None,
     noise: str | None = None,
     verifier: str = WALK,
+    length: int | None = None,
 ) -> Generated:
     """Draws a picture for every prompt, as one batch.
 
     Args:
-      prompts: texts, or encoded prompts.
+      model: a loaded model, or a target of one's own.
+      prompts: texts, or encoded prompts; for a target of one's own token ids, or texts if it reads them: one prefix, or
+        several of any lengths.
       key: a random key, or a seed; picture i draws from fold_in(key, i). Or a key for every picture, [B]. A picture
         depends on its prompt and its key alone, whatever else is in the batch.
       rule: the acceptance rule; None for `strict()`.
-      tree: the draft tree; `trees.ROOT` is autoregressive decoding.
+      tree: the draft tree; `trees.ROOT` is autoregressive decoding. None for the usual one: `trees.EAGLE_25`, or a
+        window of 8 for a target of one's own that has no drafter.
       sampling: None for the model's own settings.
       progress: called now and then with (tokens drawn, tokens in all). Without it, and where nobody watches for
         interrupts, nothing returns to the host before the last token.
@@ -166,6 +173,7 @@ def generate(
       noise: "gumbel" draws with noise that belongs to the output position: one and the same picture for a key, whatever
         the tree and drafter. None for that with `exact()`, and for "fresh" random numbers with other rules.
       verifier: of a strict rule, "traversal" accepts more than the "walk"; see `verify.verify`.
+      length: tokens to draw from a target of one's own; None for its own number.
 
     Raises:
       ValueError: for no prompt, an unreadable one, keys of another number, settings out of range, or gumbel noise
@@ -173,42 +181,48 @@ def generate(
       TypeError: for prompts that are no list of texts or encoded prompts, or a key that is none.
       interrupts.Interrupted: between two steps, if that was asked for.
     """
-    model = model.drafting(drafter)
-    program = _program(model, rule, tree, noise, verifier)
-    tokens, stats = _drawn(model, prompts, key, rule, program, sampling, progress)
-    drawn = Generated(model.images(tokens), np.asarray(tokens), stats)
-    return jax.tree.map(lambda x: x[: len(prompts)], drawn)
+    model, program = _prepared(model, rule, tree, drafter, noise, verifier, length)
+    encoded = model.encode(prompts)
+    tokens, stats = _drawn(model, encoded, key, rule, program, sampling, progress)
+    drawn = Generated(model.images(tokens), np.asarray(tokens), stats, model.texts(tokens))
+    return jax.tree.map(lambda x: x[: len(encoded)], drawn)
 
 
 def draw_tokens(
-    model: Bundle,
+    model: Bundle | Target,
     prompts: Sequence[str | Prompt],
     key: jax.Array,
     rule: Rule | None = None,
-    tree: Tree | DynamicTree = EAGLE_25,
+    tree: Tree | DynamicTree | None = None,
     sampling: Sampling | None = None,
     progress: Callable[[int, int], None] | None = None,
     drafter: nnx.Module | None = None,
     noise: str | None = None,
     verifier: str = WALK,
+    length: int | None = None,
 ) -> tuple[np.ndarray, Report]:
     """As `generate`, without pictures: tokens int32 [B, T], and how they were drawn."""
-    model = model.drafting(drafter)
-    program = _program(model, rule, tree, noise, verifier)
-    drawn = jax.tree.map(np.asarray, _drawn(model, prompts, key, rule, program, sampling, progress))
-    return jax.tree.map(lambda x: x[: len(prompts)], drawn)
+    model, program = _prepared(model, rule, tree, drafter, noise, verifier, length)
+    encoded = model.encode(prompts)
+    drawn = jax.tree.map(np.asarray, _drawn(model, encoded, key, rule, program, sampling, progress))
+    return jax.tree.map(lambda x: x[: len(encoded)], drawn)
 
 
-def _program(model: Bundle, rule: Rule | None, tree, noise: str | None, verifier: str) -> Program:
+def _prepared(model, rule, tree, drafter, noise, verifier, length) -> tuple[Bundle | Target, Program]:
+    """The model with this drafter, and its program; arguments as of `generate`."""
+    model = model.drafting(drafter).sized(length)
     exactly = isinstance(rule, acceptance.Exact)
-    return model.program(tree, noise or (GUMBEL if exactly else FRESH), verifier)
+    program = model.program(
+        model.usual_tree if tree is None else tree, noise or (GUMBEL if exactly else FRESH), verifier
+    )
+    program.check(acceptance.strict() if rule is None else rule)
+    return model, program
 
 
 def _drawn(model, prompts, key, rule, program, sampling, progress) -> tuple[jax.Array, Report]:
     """Tokens and figures, on a mesh of more rows than prompts."""
-    sampling = (bundle.default_sampling(model.config) if sampling is None else sampling).checked()
+    sampling = (model.sampling if sampling is None else sampling).checked()
     params, rule = model.decoding_params(program), acceptance.strict() if rule is None else rule
-    program.check(rule)
     state = start(model, program, prompts, key, sampling)
     run = decode.run_jit if model.mesh is None else functools.partial(sharding.run, model.mesh)
     if progress is None and not interrupts.watching():
@@ -224,7 +238,7 @@ def _drawn(model, prompts, key, rule, program, sampling, progress) -> tuple[jax.
     return state.tokens[:, : program.length], report(state.stats)
 
 
-def start(model: Bundle, program: Program, prompts, key: jax.Array, sampling: Sampling) -> decode.DecodeState:
+def start(model: Bundle | Target, program: Program, prompts, key: jax.Array, sampling: Sampling) -> decode.DecodeState:
     """The decoding state of `prompts` after the prefill, with checked sampling settings; `key` as in `generate`.
 
     On a mesh it is a state of `sharding.prefill`, and the last prompt is repeated until `data` divides the batch.

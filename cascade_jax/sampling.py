@@ -260,6 +260,14 @@ class Layout:
         return jnp.where(allowed, logits, EXCLUDED)
 
 
+def columns(vocab: int, layout: Layout | None) -> int:
+    """Columns of logits [..., vocab] that a layout has constrained, which may force tokens beyond them."""
+    if layout is None:
+        return vocab
+    given = jax.ShapeDtypeStruct((1, vocab), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(layout.constrain, *given).shape[-1]
+
+
 def draw(key: jax.Array, probs: jax.Array) -> jax.Array:
     """One token from probabilities [V], which need not sum to 1.
 

@@ -10,7 +10,7 @@ from flax import nnx
 from tiny import FAST, Tiny
 
 from cascade_jax import cache as kv
-from cascade_jax import decode
+from cascade_jax import decode, passes
 from cascade_jax import tree as trees
 from cascade_jax.cache import Context
 from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config, layers_read
@@ -55,7 +55,7 @@ def test_what_the_drafter_will_read_are_the_layers_of_a_plain_pass_over_the_outp
         compiler_options=FAST,
     )
     whole = plain(weights, prefix, jnp.concatenate([state.tokens[:, :16]] * 2))
-    features, read = decode.split(whole, (1, 1, 2))
+    features, read = passes.split(whole, (1, 1, 2))
     np.testing.assert_allclose(tiny3.target.norm(read[..., 64:]), features, atol=1e-5)
     first = prefix.length[0] - 1
     for row in range(8):
@@ -73,7 +73,7 @@ def test_a_target_without_taps_gives_its_features_alone(tiny):
     np.testing.assert_array_equal(tapped[..., :32], features)
     blocks, _ = run_blocks(tiny.target.blocks, x, context)
     np.testing.assert_array_equal(tapped[..., 32:64], blocks)
-    assert decode.split(features, ()) == (features, features)
+    assert passes.split(features, ()) == (features, features)
 
 
 def test_the_layers_are_those_of_the_public_code():

@@ -11,15 +11,15 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax.bundle.arrays import cast, flat, plain
-from cascade_jax.bundle.config import BundleError, Config, MetricConfig
-from cascade_jax.decode import Prefix, Program
+from cascade_jax.bundle.config import BundleError, Config, MetricConfig, default_sampling
+from cascade_jax.decode import Prefix, Program, check_drafter
 from cascade_jax.models import families
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.vq import to_uint8
 from cascade_jax.rules import nearest_codes
-from cascade_jax.sampling import FRESH, NOISES, Layout
-from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import TRAVERSAL, WALK
+from cascade_jax.sampling import FRESH, Layout, Sampling
+from cascade_jax.tree import EAGLE_25, DynamicTree, Tree
+from cascade_jax.verify import WALK
 
 Read = Callable[[Sequence[str]], list[Prompt]]
 
@@ -57,6 +57,26 @@ class Bundle:
             return self
         return dataclasses.replace(self, params={**self.params, "drafter": nnx.state(drafter)}, drafter=drafter)
 
+    def sized(self, length: int | None) -> "Bundle":
+        """This model, whose pictures all have the same number of tokens.
+
+        Raises:
+          ValueError: if another is asked for.
+        """
+        if length not in (None, self.length):
+            raise ValueError(f"a picture of this model has {self.length} tokens, not {length}")
+        return self
+
+    @property
+    def usual_tree(self) -> Tree:
+        """What is drafted where no tree is named."""
+        return EAGLE_25
+
+    @property
+    def sampling(self) -> Sampling:
+        """The model's own settings."""
+        return default_sampling(self.config)
+
     @property
     def length(self) -> int:
         """Output tokens of a picture."""
@@ -82,10 +102,7 @@ class Bundle:
             raise BundleError(
                 "this model has no drafter: draw with --method ar, or with one that needs none, as sjd, scd and pac"
             )
-        if noise not in NOISES:
-            raise ValueError(f"noise must be one of {', '.join(NOISES)}, not {noise!r}")
-        if verifier == TRAVERSAL and getattr(self.drafter, "coupled", False):
-            raise ValueError("coupled redraws are lossless with the walk alone: traversal judges drafts that they keep")
+        check_drafter(self.drafter, noise, verifier)
         taps = (self.drafter or self.config.drafter).taps if tree.depth else ()
         if taps and not all(1 <= tap <= self.config.target.layers for tap in taps):
             raise BundleError(f"the drafter reads layers {taps} of a target that has {self.config.target.layers}")
@@ -139,6 +156,9 @@ class Bundle:
         """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
         codes = self.config.target.codes(tokens)
         return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
+
+    def texts(self, tokens: jax.Array) -> None:
+        """None: it draws pictures alone."""
 
 
 def usual_neighbours(config: Config) -> int:

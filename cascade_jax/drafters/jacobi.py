@@ -24,10 +24,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, struct
 
-from cascade_jax import mesh
+from cascade_jax import mesh, passes
 from cascade_jax.cache import Prefix
 from cascade_jax.draft import Draft, Outcome
-from cascade_jax.sampling import Layout, Sampling, distinct, draw
+from cascade_jax.sampling import Layout, Sampling, columns, distinct, draw
 from cascade_jax.tree import DynamicTree, Tree, window
 
 GUESSES = ("uniform", "repeat", "above")
@@ -82,15 +82,9 @@ class Jacobi(nnx.Module):
         layout: Layout | None = None,
     ) -> Window:
         """An empty window; see `draft.Drafter`."""
-        del prefix
+        del prefix, features
         _check(tree)
-
-        def logits(features):
-            logits = target.logits(features)
-            return logits if layout is None else layout.constrain(logits, jnp.zeros(logits.shape[:-1], jnp.int32))
-
-        vocab = jax.eval_shape(logits, features[:1, :1]).shape[-1]
-        batch = first.shape[0]
+        vocab, batch = columns(passes.vocab(target), layout), first.shape[0]
         return Window(
             tokens=jnp.zeros((batch, slots), jnp.int32).at[:, 0].set(first),
             laws=jnp.zeros((batch, tree.depth, vocab)),

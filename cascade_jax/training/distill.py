@@ -48,7 +48,7 @@ def draw(
     Args:
       prompts: row i's prompt is the i-th; if there are fewer, they are gone through again.
       batch: rows drawn at once, and rows of a shard.
-      features: keep the target's features too, and these layers behind them (see `decode.split`); None keeps none.
+      features: keep the target's features too, and these layers behind them (see `passes.split`); None keeps none.
       part: (k, n) makes every n-th shard from the k-th on, for n processes that work on one folder.
       name: of the model, for messages.
       say: called with a line on every shard.

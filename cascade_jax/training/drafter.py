@@ -20,8 +20,9 @@ import numpy as np
 import optax
 from flax import nnx
 
-from cascade_jax.decode import Prefix, at_tokens, split, teacher_forced
+from cascade_jax.decode import Prefix, at_tokens, teacher_forced
 from cascade_jax.models.families import KINDS, module_of
+from cascade_jax.passes import split
 from cascade_jax.sampling import Layout, guided_logits
 from cascade_jax.training import losses
 from cascade_jax.training.data import by_branch
