@@ -103,12 +103,12 @@ _ANNEALED_SETTINGS = (
     Setting("annealing", float, "how fast that falls with depth; 0 for not at all", lambda config: 0.7),
 )
 _GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.vq.codebook_size))
-_WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(16, config.target.length))
+_WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(32, config.target.length))
 _WINDOW_OR_DRAFTER = dataclasses.replace(_WINDOW, default=lambda of: 0 if of.drafter else _WINDOW.default(of))
 _VERIFIER = Setting("verifier", str, "how drafts are judged; traversal accepts more", lambda config: WALK, VERIFIERS)
 _GUESS = Setting(
     "guess", str, "what a window's end is filled with: draws, the token before it, or the one above",
-    lambda config: "uniform", choices=jacobi.GUESSES,
+    lambda config: "repeat", choices=jacobi.GUESSES,
 )  # fmt: skip
 
 

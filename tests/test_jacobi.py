@@ -232,7 +232,7 @@ def test_the_methods_of_a_model_without_a_drafter():
     alone = dataclasses.replace(
         made, config=dataclasses.replace(made.config, drafter=None), params=made.params | {"drafter": None}
     )
-    for name in ("sjd", "scd", "pac", "gsd-jacobi", "exact"):
+    for name in ("sjd", "scd", "pac", "gsd-jacobi", "entropy-aware", "exact"):
         chosen = methods.method(name, alone, **({"group": 2} if name == "gsd-jacobi" else {}))
         program = chosen.program(alone)
         assert program.tree == trees.window(16, 4 if name == "pac" else 1)
