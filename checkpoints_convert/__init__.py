@@ -9,7 +9,7 @@ transforms.py   from PyTorch's layouts to ours
 formats.py      what a table says beside its rules
 llama.py        names and settings that the families have in common
 llamagen.py ... the tables
-tokenizers.py   the text tokenizers that a bundle takes along
+tokenizers.py   the text tokenizers that a bundle takes along; tiktoken.py makes a tokenizer.json of Emu3's
 parts.py        which parts of a bundle the sources are
 convert.py      the engine
 """

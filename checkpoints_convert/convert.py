@@ -23,7 +23,7 @@ from checkpoints_convert.parts import Part, family_of, fitted, parts, planned, r
 from checkpoints_convert.sources import CODES, open_source, open_sources
 from checkpoints_convert.table import Step, make
 from checkpoints_convert.tensors import ConvertError, listed
-from checkpoints_convert.tokenizers import check_tokenizer, tokenizer
+from checkpoints_convert.tokenizers import check_tokenizer, take
 from checkpoints_convert.transforms import integers
 
 __all__ = ["convert", "merge", "planned", "recognise"]
@@ -150,8 +150,7 @@ def writing(
                     writer.add(name, path, array)
                     done += array.nbytes
                     progress(done, total)
-                if found := tokenizer(part):
-                    writer.copy(*found)
+                take(part, writer)
             yield writer, {"converter": VERSION, "files": _origin_names(digests)}
 
 

@@ -58,6 +58,7 @@ class Format:
       skip: patterns of tensors that the module has no use for, and why nobody misses them is said beside them.
       tokenizer: whether the bundle keeps the text tokenizer that belongs to such a checkpoint.
       stand_ins: tensors that files may leave out.
+      absent: name patterns that do not occur in such a checkpoint, only in others that have the signature too.
     """
 
     name: str
@@ -68,6 +69,7 @@ class Format:
     skip: tuple[str, ...] = ()
     tokenizer: bool = False
     stand_ins: tuple[StandIn, ...] = ()
+    absent: tuple[str, ...] = ()
 
     def left_out(self, source: Source) -> dict[str, Tensor]:
         """The tensors that a source leaves out and others tell."""

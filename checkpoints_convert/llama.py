@@ -59,20 +59,23 @@ def layers(source: Source, prefix: str) -> int:
     return max(numbers) + 1
 
 
-def check_settings(source: Source, settings: Mapping[str, Any], prefix: str, dim: int, heads: int) -> None:
+def check_settings(
+    source: Source, settings: Mapping[str, Any], prefix: str, dim: int, heads: int, head_dim: int | None = None
+) -> None:
     """Compares config.json's sizes with those of the layers called `prefix`, and refuses what our layers cannot do.
+    Heads share the width unless their size is given.
 
     Raises:
       ConvertError: if config.json contradicts the tensors, or asks for another activation or rotary embedding.
     """
-    if dim % heads or dim // heads % 2:
+    if head_dim is None and (dim % heads or dim // heads % 2):
         raise ConvertError(f"{source.path}: {heads} heads do not share a width of {dim} in pairs")
     source.check_settings(
         settings,
         num_hidden_layers=layers(source, prefix),
         hidden_size=dim,
         intermediate_size=source.shape(f"{prefix}.0.mlp.gate_proj.weight")[0],
-        head_dim=dim // heads,
+        head_dim=head_dim or dim // heads,
     )
     check_kind(source, settings)
 

@@ -91,7 +91,7 @@ def _original(config: MoVQConfig) -> Sequence[Rule]:
 
 def _hugging_face(config: MoVQConfig) -> Sequence[Rule]:
     """Its attention is made of linear maps, with the norm beside it, and its levels have a module to themselves."""
-    prefix, rules = "model.vqmodel.", list(_temporal("model.vqmodel."))
+    prefix, rules = "vqmodel.", list(_temporal("vqmodel."))
     for i in range(levels := len(config.channel_multipliers)):
         for side, theirs in (("encoder", f"down_block.down.{i}"), ("decoder", f"up_block.up.{levels - 1 - i}")):
             name, path = f"{prefix}{side}.{theirs}", f"{side}.conv_blocks.{i}"
@@ -154,8 +154,8 @@ EMU3 = Format(
 EMU3_HUGGING_FACE = Format(
     "Emu3's vision tokenizer, Hugging Face layout",
     "vq",
-    ("model.vqmodel.quantize.embedding.weight", "model.vqmodel.encoder.time_conv.{}.conv.conv.weight"),
-    _configure_emu3("model.vqmodel.", "down_block.down"),
+    ("vqmodel.quantize.embedding.weight", "vqmodel.encoder.time_conv.{}.conv.conv.weight"),
+    _configure_emu3("vqmodel.", "down_block.down"),
     _hugging_face,
-    skip=("**.num_batches_tracked", "model.text_model.**", "lm_head.weight"),  # as above; the other part
+    skip=("**.num_batches_tracked", "text_model.**"),  # as above; the other part
 )

@@ -43,7 +43,8 @@ def recognise(family: Family, source: Source) -> list[Format]:
     found: dict[str, Format] = {}
     for layout in family.formats:
         names = [*source.tensors, *layout.left_out(source)]
-        if all(present(pattern, names) for pattern in layout.signature):
+        denied = any(present(pattern, names) for pattern in layout.absent)
+        if not denied and all(present(pattern, names) for pattern in layout.signature):
             found.setdefault(layout.part, layout)
     return list(found.values())
 
@@ -90,7 +91,7 @@ def _named(source: Source, known: Sequence[str]) -> list[str]:
     """The names that the nearest of a source's folders with such a name has in its own."""
     for name in folders.names(source.path):
         if found := [one for one in known if one in name.lower()]:
-            return found
+            return [one for one in found if not any(one in other for other in found if other != one)]
     return []
 
 

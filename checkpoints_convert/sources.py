@@ -13,12 +13,13 @@ import numpy as np
 
 from cascade_jax import hub
 from cascade_jax.models.chameleon import code_ids
-from checkpoints_convert import folders
+from checkpoints_convert import folders, tiktoken
 from checkpoints_convert.files import read_json, read_tensors
 from checkpoints_convert.tensors import ConvertError, Tensor, listed
 
 TOKENIZERS = ("tokenizer.json", "text_tokenizer.json")
 SENTENCEPIECE = ("spiece.model",)  # T5's tokenizer as it was trained, where no tokenizer.json was made of it
+TIKTOKEN = ("emu3.tiktoken",)  # Emu3's, of which one can be made: see `tiktoken`
 CODES = "vocabulary.codes"  # not a tensor of any file: see `Source`
 # What wrappers (torch.compile, fully sharded and checkpointed modules, DeepSpeed) put into names, at any place.
 WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
@@ -215,7 +216,8 @@ def _vocabulary(folders: Iterable[pathlib.Path], settings: Mapping[str, Any]) ->
     if isinstance(named, dict) and _names_codes(named):
         return named
     if (file := _beside(folders, TOKENIZERS)) is None:
-        return {}
+        file = _beside(folders, TIKTOKEN)
+        return {} if file is None else tiktoken.vocabulary(file)
     tokenizer = read_json(file)
     try:
         added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens") or ()}
@@ -225,13 +227,13 @@ def _vocabulary(folders: Iterable[pathlib.Path], settings: Mapping[str, Any]) ->
     return words | added if isinstance(words, dict) else added
 
 
-def _names_codes(vocabulary: Iterable[str]) -> bool:
-    return any(name.startswith("IMGIMG") for name in vocabulary)
+def _names_codes(vocabulary: Iterable[str], called: tuple[str, ...] = ("IMGIMG", "<|visual token ")) -> bool:
+    return any(name.startswith(called) for name in vocabulary)
 
 
 def _codes(source: Source) -> np.ndarray | None:
     """Every VQ code's text token, if the vocabulary beside a checkpoint names them."""
-    if not _names_codes(vocabulary := source.vocabulary()):
+    if not _names_codes(vocabulary := source.vocabulary(), ("IMGIMG",)):
         return None
     try:
         return code_ids(vocabulary)

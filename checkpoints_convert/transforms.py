@@ -88,6 +88,12 @@ def pairs_to_halves(heads: int) -> Callable[[np.ndarray], np.ndarray]:
     return permuted
 
 
+@functools.cache
+def rows_between(first: int, end: int) -> Callable[[np.ndarray], np.ndarray]:
+    """The part of a head [vocabulary, in] from one row to another -> [in, rows]."""
+    return lambda weight: weight[first:end].T
+
+
 def code_rows(weight: np.ndarray, codes: np.ndarray) -> np.ndarray:
     """A head [vocabulary, in] and every VQ code's text token [codes] -> [in, codes]."""
     return weight[codes].T

@@ -3,6 +3,7 @@
 Sizes are the smallest that the code takes: its group norms have 32 groups.
 """
 
+import base64
 import functools
 import json
 import pathlib
@@ -119,18 +120,18 @@ def janus(seed: int = 0) -> transformers.JanusForConditionalGeneration:
     return model
 
 
+EMU3_VQ = {
+    "codebook_size": CODES, "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1,
+    "attn_resolutions": [1], "hidden_size": 32, "num_attention_heads": 1,
+}  # fmt: skip
+
+
 def emu3_vq(seed: int = 0) -> transformers.Emu3VQVAE:
     """Emu3's tokenizer of pictures and films; two levels, with statistics of its batch norms that matter."""
-    config = transformers.Emu3VQVAEConfig(
-        codebook_size=CODES,
-        base_channels=32,
-        channel_multiplier=[1, 1],
-        num_res_blocks=1,
-        attn_resolutions=[1],
-        hidden_size=32,
-        num_attention_heads=1,
-    )
-    model = _random(transformers.Emu3VQVAE(config), seed)
+    return _with_statistics(_random(transformers.Emu3VQVAE(transformers.Emu3VQVAEConfig(**EMU3_VQ)), seed), seed)
+
+
+def _with_statistics(model, seed: int):
     rng = np.random.default_rng(seed)
     for name, buffer in model.named_buffers():
         if "running" in name:
@@ -138,11 +139,34 @@ def emu3_vq(seed: int = 0) -> transformers.Emu3VQVAE:
     return model
 
 
+def emu3(vocabulary: dict[str, int], seed: int = 0) -> transformers.Emu3ForConditionalGeneration:
+    text = {
+        "vocab_size": len(vocabulary), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    }  # fmt: skip
+    config = transformers.Emu3Config(text_config=text, vq_config=EMU3_VQ, vocabulary_map=vocabulary)
+    return _with_statistics(_random(transformers.Emu3ForConditionalGeneration(config), seed), seed)
+
+
+def write_tiktoken(folder: pathlib.Path, longer: tuple[bytes, ...] = (b"th", b"the", b" t", b" the")) -> pathlib.Path:
+    """Emu3's text tokenizer: a word for every byte, numbered as in the published one, longer ones, and the codes."""
+    seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    words = [*(bytes([i]) for i in (*seen, *(i for i in range(256) if i not in seen))), *longer]
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = (f"{base64.b64encode(word).decode()} {number}" for number, word in enumerate(words))
+    (folder / "emu3.tiktoken").write_text("\n".join(lines) + "\n")
+    marks = ("<|image token|>", "<|image start|>", "<|image end|>")
+    names = (*marks, *(f"<|visual token {code:06d}|>" for code in range(CODES)))
+    (folder / "emu3_vision_tokens.txt").write_text("\n".join(names) + "\n")
+    return folder / "emu3.tiktoken"
+
+
 def emu3_vq_original(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Emu3's tokenizer under its authors' names, of a Hugging Face model's tensors: the names are those of
     `Emu3VisionVQModel` in github.com/baaivision/Emu3, and attention is made of convolutions."""
     names = {
-        "model.vqmodel.": "",
+        "vqmodel.": "",
         "down_block.": "",
         "up_block.": "",
         "middle_block.attn_norm": "mid.attn_1.norm",
@@ -156,7 +180,7 @@ def emu3_vq_original(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
     renamed = {}
     for name, value in weights.items():
-        if not name.startswith("model.vqmodel."):
+        if not name.startswith("vqmodel."):
             continue
         linear = "_proj.weight" in name
         for old, new in names.items():

@@ -45,7 +45,7 @@ def emu3():
 def hub(emu3, tmp_path_factory):
     """Emu3's tokenizer as a Hugging Face model holds it, and under its authors' names."""
     hub = tmp_path_factory.mktemp("hub")
-    weights = {f"model.vqmodel.{name}": value.numpy() for name, value in emu3.state_dict().items()}
+    weights = {f"vqmodel.{name}": value.numpy() for name, value in emu3.state_dict().items()}
     published.write_folder(hub / "hf", weights, {})
     published.write_folder(hub / "original", oracles.emu3_vq_original(weights), {})
     return hub

@@ -11,6 +11,8 @@ from cascade_jax.bundle import Bundle, Config, Prompt, abstract
 from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.drafters.eagle3 import Eagle3Config
 from cascade_jax.models.chameleon import ChameleonConfig
+from cascade_jax.models.emu3 import Emu3Config
+from cascade_jax.models.fusion import FusionConfig
 from cascade_jax.models.janus import JanusConfig
 from cascade_jax.models.llamagen import LlamaGenConfig
 
@@ -25,11 +27,17 @@ JANUS = JanusConfig(
     dim=32, layers=1, heads=4, ffn_dim=64, grid=4, codebook_size=64, vocab_size=96, begin=90, image_start=91, pad=92
 )
 TARGETS = {"llamagen": LLAMAGEN, "chameleon": CHAMELEON, "janus": JANUS}
+EMU3 = Emu3Config(
+    dim=32, layers=1, heads=4, kv_heads=4, head_dim=16, ffn_dim=64, style="emu3.5", rows=4, columns=4, codebook_size=64,
+    vocab_size=160, qk_norm=True, first_code=96, begin=90, turn=91, image_start=92, image=93, image_end=94, newline=95,
+    zero=15, times=9, unguided=(90, 70, 91),
+)  # fmt: skip
 VARIANTS = {
     "classes": dataclasses.replace(LLAMAGEN, classes=10, condition_tokens=1),
     "anole": dataclasses.replace(CHAMELEON, style="anole"),
+    "emu3": EMU3,
 }
-"""Other ways in which the families draw."""
+"""Other ways in which the families draw, and families whose block is one of theirs."""
 
 
 def config(family: str, drafter: str = "eagle1") -> Config:
@@ -41,7 +49,7 @@ def config(family: str, drafter: str = "eagle1") -> Config:
     if drafter == "eagle3":
         own = Eagle3Config(target.block, 64, 64, target.dim, (1, 1, 1), **places)
     else:
-        table = target.vocab_size if isinstance(target, ChameleonConfig) else None
+        table = target.vocab_size if isinstance(target, FusionConfig) else None
         own = EagleConfig(dataclasses.replace(target.block, input_norm=False), vocab_size=table, **places)
     name = {"classes": "llamagen", "anole": "chameleon"}.get(family, family)
     return Config(name, target, own, VQ, sampling={"temperature": 1.0, "top_k": 40, "guidance": 2.0})
@@ -77,5 +85,5 @@ def prompts(family: str, count: int) -> list[Prompt]:
         return [Prompt(features=rng.normal(size=shape).astype(np.float32)) for _ in range(count)]
     if family == "classes":
         return [Prompt(ids=np.int32(3 + i)) for i in range(count)]
-    first = {"chameleon": CHAMELEON.begin, "anole": CHAMELEON.begin, "janus": JANUS.begin}[family]
+    first = (TARGETS | VARIANTS)[family].begin
     return [Prompt(ids=np.array([first, *rng.integers(70, 90, 2 + i % 5)], np.int32)) for i in range(count)]

@@ -68,6 +68,12 @@ class Writer:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, place)
 
+    def write(self, text: str, name: str) -> None:
+        """Takes a text along, as the file `name` in the bundle."""
+        place = self.directory / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_text(text, encoding="utf-8")
+
     def adopt(self, directory: str | os.PathLike, without: str) -> None:
         """Takes over everything of another bundle but the part `without` and its config.json; files are linked."""
         directory = pathlib.Path(directory).absolute()

@@ -10,15 +10,19 @@ import jax.numpy as jnp
 from cascade_jax import platforms
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract, laid_out
 from cascade_jax.drafters.eagle import EagleConfig
-from cascade_jax.models import chameleon, families, janus, llamagen
-from cascade_jax.models.vq import DS16
+from cascade_jax.models import chameleon, emu3, families, janus, llamagen, movq
+from cascade_jax.models.vq import DS16, IBQ
 
 SHAPES = {
     "llamagen-xl": llamagen.preset("XL", image_tokens=1024),
     "llamagen-7b": llamagen.preset("7B", image_tokens=1024),
     "lumina-mgpt-7b": chameleon.preset("lumina-mgpt-7b-768"),
     "janus-pro-7b": janus.preset("7B"),
+    "emu3-gen-8b": emu3.preset("emu3-gen-8b"),
+    "emu3.5-image-34b": emu3.preset("emu3.5-image-34b"),
 }
+TOKENIZERS = {"emu3-gen-8b": movq.EMU3, "emu3.5-image-34b": IBQ}
+"""Of shapes whose picture tokenizer is no LlamaGen's."""
 
 
 def config_of(shapes: str) -> Config:
@@ -33,9 +37,8 @@ def config_of(shapes: str) -> Config:
     family = families.kind_of("target", target)
     drafter = EagleConfig(dataclasses.replace(target.block, input_norm=False), **target.picture_places)
     sampling = {"temperature": 1.0, "top_k": 2000, "guidance": 3.0}
-    return Config(
-        family, target, drafter, dataclasses.replace(DS16, codebook_size=target.codebook_size), sampling=sampling
-    )
+    vq = TOKENIZERS.get(shapes) or dataclasses.replace(DS16, codebook_size=target.codebook_size)
+    return Config(family, target, drafter, vq, sampling=sampling)
 
 
 def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:

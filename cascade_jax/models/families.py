@@ -18,6 +18,8 @@ from cascade_jax.drafters.eagle import Eagle1, EagleConfig
 from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config
 from cascade_jax.models.chameleon import Chameleon, ChameleonConfig
 from cascade_jax.models.clip import CLIP, CLIPConfig
+from cascade_jax.models.emu3 import Emu3Config
+from cascade_jax.models.fusion import EarlyFusion
 from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.janus import Janus, JanusConfig
 from cascade_jax.models.judge import Judge, JudgeConfig
@@ -128,6 +130,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "llamagen": Kind(LlamaGenConfig, LlamaGen),
         "chameleon": Kind(ChameleonConfig, Chameleon),
         "janus": Kind(JanusConfig, Janus),
+        "emu3": Kind(Emu3Config, EarlyFusion),
     },
     "vq": {"llamagen": Kind(VQConfig, VQModel), "movq": Kind(MoVQConfig, MoVQ)},
     "drafter": {"eagle1": Kind(EagleConfig, Eagle1), "eagle3": Kind(Eagle3Config, Eagle3)},

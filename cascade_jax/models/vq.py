@@ -57,6 +57,8 @@ DS16 = VQConfig()
 DS8 = VQConfig(channel_multipliers=(1, 2, 2, 4))
 CHAMELEON = VQConfig(codebook_size=8192, codebook_dim=256, l2_norm=False, attention=False)
 JANUS = DS16
+# The public code has its architecture, and its paper 455 million parameters; widths and blocks that make so many.
+IBQ = VQConfig(131072, 256, 256, (1, 1, 2, 2, 4), 4, 256, l2_norm=False, by_product=True)
 
 
 class Quantized(NamedTuple):
