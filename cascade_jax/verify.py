@@ -59,7 +59,7 @@ class Turns:
     Attributes:
       target: the draft's probability in the target's residual, if all of its elder siblings were rejected: r(x).
       draft: its probability under the drafter then: p(x).
-      offers: what the rule could add then, its offer with leaves [N].
+      offers: what the rule could add then, its offer with leaves [N, ...].
       allowed: whether the target's own sampling settings allow the token at all; if not, the decision is no.
       spent: the ledger when its turn came; NaN where the walk did not get to it.
       uniform: the random number of its turn, likewise.
@@ -103,7 +103,7 @@ class Candidates:
       nodes: int [M, W], node ids, -1 where there is none.
       target: [M, W], residual target probability of the candidate when its turn comes.
       draft: [M, W], its drafter probability then; 0 where there is no candidate.
-      offers: the rule's, with leaves [M, W].
+      offers: the rule's, with leaves [M, W, ...].
       allowed: bool [M, W], whether the target's own sampling settings allow the token: only then is it ever accepted.
       leftover: [M, V], the target's residual when all children are rejected.
     """
@@ -373,7 +373,7 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule, unroll=Fal
 
 def _turns(candidates: Candidates, visits, size: int) -> Turns:
     def by_node(nodes, values, otherwise):
-        table = jnp.full(size, otherwise, values.dtype)
+        table = jnp.full((size, *values.shape[2:]), otherwise, values.dtype)
         return table.at[jnp.where(nodes >= 0, nodes, size)].set(values, mode="drop")
 
     known = candidates.target, candidates.draft, candidates.offers, candidates.allowed

@@ -13,10 +13,13 @@ import cascade_jax as cj
 from cascade_jax import pipeline, trees
 from cascade_jax.bundle import abstract
 from cascade_jax.paper import figures, traces
+from cascade_jax.paper.viewer.contents import TURN, contents
+from cascade_jax.paper.viewer.patches import Patches
 from cascade_jax.tree import DynamicTree
 
 TREE, RULE = trees.parse("0 1 2 00 01 10"), cj.cascade(0.3, 0.3, 0.4)
 KEY = jax.random.key(5)
+NONE = Patches(np.zeros((1, 2, 2, 3), np.uint8), np.zeros((16, 7), int))
 BOTH = ["seen", pytest.param("dynamic", marks=pytest.mark.slow)]
 
 
@@ -40,8 +43,17 @@ def dynamic(bundle, prompts):
     return traces.trace(bundle, prompts[0], KEY, RULE, DynamicTree(3, 1, 6))
 
 
-def test_a_trace_draws_the_picture_that_generate_draws(bundle, prompts, seen):
-    drawn = cj.generate(bundle, prompts, KEY, RULE, TREE)
+@pytest.fixture(scope="module")
+def drawn(bundle, prompts):
+    return cj.generate(bundle, prompts, KEY, RULE, TREE)
+
+
+@pytest.fixture(scope="module")
+def told(seen):
+    return contents(seen, dataclasses.replace(NONE, index=np.zeros_like(seen.tokens)))
+
+
+def test_a_trace_draws_the_picture_that_generate_draws(drawn, seen):
     np.testing.assert_array_equal(seen.output, drawn.tokens[0])
     np.testing.assert_array_equal(seen.image, drawn.images[0])
     assert len(seen) == drawn.stats.steps[0]
@@ -187,7 +199,7 @@ def test_a_model_on_many_devices_makes_no_trace(bundle, prompts):
         traces.trace(divided, prompts[0], KEY, RULE, TREE)
 
 
-def drawn(figure) -> np.ndarray:
+def rendered(figure) -> np.ndarray:
     file = io.BytesIO()
     figure.savefig(file, dpi=40)
     return np.asarray(Image.open(file).convert("RGB"))
@@ -202,7 +214,7 @@ def test_a_steps_tree_is_drawn_with_a_patch_for_every_draft(bundle, seen):
     assert len(tree.images) == sum(in_picture)
     assert f"step {step + 1} of {len(seen)}" in page.axes[0].get_title()
     assert f"{seen.accepted[step]} drafts accepted" in tree.get_title()
-    assert drawn(page).std() > 10
+    assert rendered(page).std() > 10
     with pytest.raises(ValueError, match="step must be between"):
         figures.draw_step(seen, len(seen), bundle)
 
@@ -212,4 +224,66 @@ def test_maps_and_similarities_are_drawn_next_to_pictures(bundle, prompts, seen)
     rows = traces.similarity_rows(features, 4)
     assert len(figures.draw_rows([seen.image] * 2, [rows] * 2).axes) == 2 * 4 + 1
     assert len(figures.draw_sequences([seen.image], [traces.similarity(features)], [rows]).axes) == 3 + 1
-    assert drawn(figures.draw_map(seen.image, traces.relaxation_map(seen), "coupled")).std() > 10
+    assert rendered(figures.draw_map(seen.image, traces.relaxation_map(seen), "coupled")).std() > 10
+
+
+def turns(told, step):
+    return [dict(zip(TURN, row)) for row in told["steps"][step]["turns"]]
+
+
+def test_a_page_says_what_the_decoder_counted(drawn, seen, told):
+    stats, length = drawn.stats, len(seen.output)
+    assert told["output"] == drawn.tokens[0].tolist()
+    assert len(told["steps"]) == stats.steps[0]
+    kept = [min(len(step["path"]), length - step["position"] - 1) for step in told["steps"]]
+    assert sum(kept) == stats.accepted[0]
+    for name in ("nominal", "coupled"):
+        # four figures are kept of a number
+        assert np.mean([step[name] for step in told["steps"]]) == pytest.approx(getattr(stats, name)[0], rel=1e-3)
+    # what lies beyond the picture's end is on no map
+    charges = [
+        abs(turn["probability"] - turn["strict"])
+        for step, record in enumerate(told["steps"])
+        for turn in turns(told, step)
+        if record["position"] + seen.depths[step, turn["node"]] <= length
+    ]
+    assert sum(told["maps"]["coupled"]) == pytest.approx(sum(charges), rel=1e-3)
+    assert np.mean([step["diverged"] for step in told["steps"]]) == pytest.approx(stats.divergence[0])
+    assert told["rule"] == {"kind": "cascade", "tau_pos": pytest.approx(0.3), "tau_seq": pytest.approx(0.3),
+                            "budget": pytest.approx(0.4), "ledger": "nominal"}  # fmt: skip
+
+
+def test_turns_are_those_of_the_walk_and_their_numbers_decide(told):
+    for step, record in enumerate(told["steps"]):
+        accepted = [turn["node"] for turn in turns(told, step) if turn["uniform"] < turn["probability"]]
+        assert sorted(accepted) == sorted(record["path"])
+        spent = 0.0
+        for turn in turns(told, step):
+            assert turn["strict"] == pytest.approx(min(1, turn["target"] / turn["draft"]), rel=1e-3)
+            spent = max(spent, turn["spent"] + turn["gained"])
+        assert spent == pytest.approx(record["nominal"], rel=1e-3, abs=1e-6)
+
+
+def test_masses_of_the_sets_add_up_to_what_the_rule_was_offered(seen, told):
+    """Of C, what I holds already is in both lists and both sums."""
+    found = {"interchangeable": 0, "convergent": 0}
+    for step, record in enumerate(told["steps"]):
+        alike, converging = traces.sets(seen, step)
+        for turn in turns(told, step):
+            for name, total, members in (("interchangeable", "first", alike), ("convergent", "second", converging)):
+                assert [node for node, _ in turn[name]] == np.flatnonzero(members[turn["node"]]).tolist()
+                assert sum(mass for _, mass in turn[name]) == pytest.approx(turn[total], rel=1e-3, abs=1e-6)
+                found[name] += len(turn[name])
+                own = record["tokens"][turn["node"]]
+                assert all(mass == 0 for node, mass in turn[name] if record["tokens"][node] == own)
+    assert all(found.values())
+
+
+@pytest.mark.slow
+def test_a_bounded_rule_is_watched_too(bundle, prompts):
+    rule = cj.cascade(0.3, 0.3, 0.2, ledger="coupled")
+    trace = traces.trace(bundle, prompts[0], KEY, rule, TREE)
+    np.testing.assert_array_equal(trace.output, cj.generate(bundle, prompts, KEY, rule, TREE).tokens[0])
+    assert trace.first.any()
+    assert np.nanmax(trace.spent) <= 0.2 + 1e-6
+    assert contents(trace, NONE)["rule"]["ledger"] == "coupled"

@@ -28,6 +28,9 @@ COMMANDS = {
         "draw", "GenerateList",
         "Draw a file of prompts, on one process or many; started again, it goes on where it stopped.",
     ),
+    "trace": Entry(
+        "trace", "Trace", "Draw a picture, and write a page for a browser that shows every step of it, draft by draft."
+    ),
     "compare": Entry(
         "evaluate", "Compare", "Draw the same prompts with several methods: table, report and a grid of pictures."
     ),

@@ -91,6 +91,8 @@ class Eval(Command):
     """prompts that are drawn one at a time as well, the methods in turns, to measure times"""
     batch: flags.Count = 16
     """pictures drawn at once"""
+    traces: flags.Count = 0
+    """prompts, from the first on, whose pictures get a page each that shows their steps; the report links there"""
     seed: flags.Seed = 0
     """of random scenes and pictures: picture i depends on its prompt, i and this alone"""
     out: flags.Out = pathlib.Path("evaluation")
@@ -102,7 +104,9 @@ class Eval(Command):
 
     def check(self):
         flags.at_least(1, count=self.count, batch=self.batch)
-        flags.at_least(0, timed=self.timed)
+        flags.at_least(0, timed=self.timed, traces=self.traces)
+        if self.traces and self.model.mesh:
+            raise ValueError("traces are made on one device: leave out --traces or --mesh")
         flags.check_seed(self.seed)
         self.processes.check()
         self.metrics.check()
@@ -134,8 +138,9 @@ class Eval(Command):
         captions = loaded.captions
         with console.CompileClock() as compiling, console.bar("") as progress, console.bad_input():
             measured, careful = self._measure(loaded, lambda what, done, total: progress(done, total, what))
-        if measured is None:
-            return
+            if measured is None:
+                return
+            self._trace(loaded, line, lambda what, done, total: progress(done, total, what))
         texts = [caption.text for caption in captions]
         found = report.build(
             figures.summarise(measured), texts, timed=min(self.timed, len(texts)), model=self.model.name, tree=None,
@@ -169,6 +174,26 @@ class Eval(Command):
                 loaded.methods, loaded.captions, self.out, timed=self.timed, gauges=gauges, progress=say
             )
         return measured, careful
+
+    def _trace(self, loaded, line: str, say) -> None:
+        """Writes the pages of single pictures that are not there."""
+        from cascade_jax import pictures
+        from cascade_jax.evaluation import report
+        from cascade_jax.paper.viewer import document
+
+        plain = next((label for label, method in loaded.methods.items() if not method.tree.depth), None)
+        for number, caption in enumerate(loaded.captions[: self.traces]):
+            for label, method in loaded.methods.items():
+                path = self.out / report.TRACES / report.trace_of(number, label)
+                if path.exists():
+                    continue
+                about = document.About(
+                    caption.text, method, self.model.name, self.seed, number, sampling=loaded.settings, command=line
+                )
+                beside = method.tree.depth > 0
+                if beside and plain is not None:
+                    beside = pictures.read(self.out / plain / f"{number:06d}.png")
+                document.drawn(loaded.bundle, about, path, None, loaded.sampling, beside, say)
 
     def kept(self) -> str:
         return f"{self.out} keeps every finished picture; the same command goes on there"

@@ -3,7 +3,7 @@
 import html
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from cascade_jax.evaluation.metrics.steps import ALPHA
 from cascade_jax.measure.clock import machine
 from cascade_jax.text.captions import Caption
 
-RECORDS = "records.jsonl"
+RECORDS, TRACES = "records.jsonl", "traces"
 GRID_ROWS = 6
 PICTURES_SHOWN = 24  # rows of the HTML report's grid
 
@@ -93,8 +93,17 @@ def markdown(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def page(report: dict[str, Any], captions: Sequence[Caption]) -> str:
-    """The report as HTML, to be opened in the run folder, whose pictures it shows."""
+def trace_of(number: int, label: str) -> str:
+    """The name of the page, in the run folder's `TRACES`, that shows how a method drew a picture step by step."""
+    return f"{number:06d}-{label}.html"
+
+
+def page(report: dict[str, Any], captions: Sequence[Caption], traced: Collection[str] = ()) -> str:
+    """The report as HTML, to be opened in the run folder, whose pictures it shows.
+
+    Args:
+      traced: names of the pages of single pictures that there are, see `trace_of`; pictures link to them.
+    """
     head, *rows = tables.rows(report["methods"])
     text = html.escape
     methods, about = tables.notes(report)
@@ -113,7 +122,11 @@ def page(report: dict[str, Any], captions: Sequence[Caption]) -> str:
     shown = []
     for caption in captions[:PICTURES_SHOWN]:
         name = f"{caption.number:06d}.png"
-        cells = [f"<td><img loading='lazy' src='{text(label)}/{name}' alt='{text(label)}'></td>" for label in labels]
+        cells = []
+        for label in labels:
+            own = trace_of(caption.number, label)
+            link = f"<br><a href='{TRACES}/{text(own)}'>step by step</a>" if own in traced else ""
+            cells.append(f"<td><img loading='lazy' src='{text(label)}/{name}' alt='{text(label)}'>{link}</td>")
         shown.append(f"<tr><th>{text(caption.text)}</th>{''.join(cells)}</tr>")
     titles = "".join(f"<th>{text(label)}</th>" for label in labels)
     sections.append(f"<table class='pictures'><tr><th></th>{titles}</tr>{''.join(shown)}</table>")
@@ -140,10 +153,11 @@ def write(
                 row = record | {name: float(found[number]) for name, found in values.items()}
                 stream.write(json.dumps(row, ensure_ascii=False) + "\n")
     shown = first_pictures(folder, list(measured), len(captions))
+    traced = {path.name for path in (folder / TRACES).glob("*.html")}
     with files.published(folder) as temporary:
         files.write_json(temporary / "report.json", report)
         (temporary / "report.md").write_text(markdown(report), encoding="utf-8")
-        (temporary / "report.html").write_text(page(report, captions), encoding="utf-8")
+        (temporary / "report.html").write_text(page(report, captions, traced), encoding="utf-8")
         curves.figure(report["methods"]).savefig(temporary / "curves.png", dpi=130)
         picture_grid(shown, report, texts).save(temporary / "grid.png")
 

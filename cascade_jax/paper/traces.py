@@ -5,24 +5,28 @@
     rates, examined = acceptance_by_depth_and_rank(seen)
     heat = relaxation_map(seen)
 
-`figures.draw_step` draws a step; how sure the target is of its tokens, `confidence` says.
+`figures.draw_step` draws a step, `viewer` makes a page for a browser of all; how sure the target is of its tokens,
+`confidence` says.
 """
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx, struct
 
-from cascade_jax import decode, pipeline
-from cascade_jax.acceptance import Bounded, Rule, ratio
+from cascade_jax import decode, interrupts, pipeline
+from cascade_jax.acceptance import Bounded, Exact, Rule, ratio
 from cascade_jax.bundle import Bundle, Prompt, default_sampling
+from cascade_jax.methods import Method
 from cascade_jax.rules.cascade import Cascade, Sets
-from cascade_jax.sampling import Sampling
+from cascade_jax.sampling import FRESH, GUMBEL, Sampling
 from cascade_jax.tree import DynamicTree, Tree
-from cascade_jax.verify import cosines
+from cascade_jax.verify import WALK, Turns, cosines
 
 REASONS = ("not visited", "rejected", "strict", "I", "C")
 NOT_VISITED, REJECTED, STRICT, FIRST, SECOND = range(len(REASONS))
@@ -31,7 +35,7 @@ MAPS = ("coupled", "nominal", "relaxed")
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Every step of one picture: S steps, N nodes of a tree of depth D, L output tokens, H x W codes.
+    """Every step of one picture: S steps, N nodes of a tree of depth D and width W, L output tokens, H x W codes.
 
     What a node's fields say of its draft holds for its turn, when all of its elder siblings were rejected. The root's
     entries are void, and so are those of nodes that a dynamic tree lacks, whose token is -1.
@@ -51,6 +55,12 @@ class Trace:
       strict: float32 [S, N], min(1, r(x) / p(x)), the probability of accepting it strictly.
       probability: float32 [S, N], that of accepting it by the rule; NaN where not visited.
       gained: float32 [S, N], the mass that the rule added to r(x); 0 where not visited.
+      spent: float32 [S, N], the ledger when its turn came; NaN where not visited.
+      first: float32 [S, N], the mass of CASCADE's I, granted or not; 0 with other rules.
+      second: float32 [S, N], that of its C, of which I may hold some already; likewise.
+      beside: float32 [S, N, W], the masses that siblings could bring in, r(sibling), in their order. [S, N, 0] with
+        other rules. Which of them are in I, `sets` says; a sibling of the draft's own token brings nothing.
+      below: float32 [S, N, W], the same of the draft's children.
       uniform: float32 [S, N], the random number that was held against both; NaN where not visited.
       reason: int8 [S, N], an index into `REASONS`: a draft is accepted because it would have been strictly, else by the
         rule's first kind of relaxation alone (CASCADE's I, or all that another rule adds), else by the second too (C).
@@ -74,6 +84,11 @@ class Trace:
     strict: np.ndarray
     probability: np.ndarray
     gained: np.ndarray
+    spent: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    beside: np.ndarray
+    below: np.ndarray
     uniform: np.ndarray
     reason: np.ndarray
     path: np.ndarray
@@ -94,12 +109,19 @@ def trace(
     rule: Rule,
     tree: Tree | DynamicTree,
     sampling: Sampling | None = None,
+    progress: Callable[[int, int], None] | None = None,
+    drafter: nnx.Module | None = None,
+    noise: str | None = None,
+    verifier: str = WALK,
 ) -> Trace:
     """Draws a picture step by step: the picture that `pipeline.generate` draws from this prompt alone with this key.
 
     Args:
       key: as of `pipeline.generate`: a random key, or an array of the picture's own, [1].
       sampling: None for the model's own settings.
+      progress: called before every step with (tokens drawn, tokens in all).
+      drafter, noise, verifier: as of `pipeline.generate`. Traversal judges paths as a whole: no draft is visited, and
+        none has a random number or a reason of its own.
 
     Raises:
       ValueError: if the model is divided over devices, the prompt is unreadable, or a setting is out of range.
@@ -107,12 +129,17 @@ def trace(
     if bundle.mesh is not None:
         raise ValueError("a trace is made on one device: load the model without a mesh")
     sampling = (default_sampling(bundle.config) if sampling is None else sampling).checked()
-    program = bundle.program(tree)
+    bundle = bundle.drafting(drafter)
+    program = bundle.program(tree, noise or (GUMBEL if isinstance(rule, Exact) else FRESH), verifier)
+    program.check(rule)
     params = bundle.decoding_params(program)
     state = pipeline.start(bundle, program, [prompt], key, sampling)
     rows = []
-    while int(state.count[0]) < program.length:
-        state, row = _step(program, params, state, rule, sampling)
+    while (drawn := int(state.count[0])) < program.length:
+        interrupts.check()
+        if progress is not None:
+            progress(drawn, program.length)
+        state, row = _step(program, params, state, _Watched(rule) if thresholds(rule) else rule, sampling)
         rows.append(jax.device_get(row))
     fields = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     alone = fields.pop("alone")
@@ -128,14 +155,55 @@ def trace(
     return Trace(rule=rule, output=output[0], image=bundle.images(output)[0], places=places(bundle), **fields)
 
 
+def of_method(
+    bundle: Bundle,
+    method: Method,
+    prompt: str | Prompt,
+    seed: int,
+    number: int = 0,
+    sampling: Sampling | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trace:
+    """The trace of the picture of that number, as `methods.draw_all` draws it. Raises as `trace`."""
+    key = pipeline.picture_keys(jax.random.key(seed), np.array([number]))
+    rule, tree, drafter = method.rule, method.tree, method.drafter
+    return trace(bundle, prompt, key, rule, tree, sampling, progress, drafter, **method.drawn)
+
+
+class _Looked(NamedTuple):
+    """CASCADE's offer, and the masses that it is made of; see `Trace`."""
+
+    sets: Sets
+    beside: jax.Array
+    below: jax.Array
+
+
+@struct.dataclass
+class _Watched:
+    """CASCADE's rule, whichever its ledger, that decides the same and remembers what it looked at."""
+
+    rule: Rule
+
+    def offer(self, siblings, j):
+        def masses(tokens):
+            brings = (tokens >= 0) & (tokens != siblings.tokens[j])
+            return jnp.where(brings, siblings.residual[jnp.maximum(tokens, 0)], 0.0)
+
+        own = self.rule.rule if isinstance(self.rule, Bounded) else self.rule
+        below = siblings.next_probs[j] if own.mass == "next" else masses(siblings.grandchildren[j])
+        return _Looked(self.rule.offer(siblings, j), masses(siblings.tokens), below)
+
+    def decide(self, spent: jax.Array, target: jax.Array, draft: jax.Array, offer: Any):
+        return self.rule.decide(spent, target, draft, offer.sets)
+
+
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _step(program, params, state, rule, sampling):
     """`decode.step` of one picture, and what a `Trace` holds of it; `alone` is the probability of accepting a draft if
     there were but the first kind of relaxation."""
     position = state.count
     state, seen = decode.step(program, params, state, rule, sampling)
-    tokens, turns = seen.draft.tokens, seen.turns
-    topology = seen.draft.topology
+    tokens, topology = seen.draft.tokens, seen.draft.topology
     if topology is None:
         topology = jax.tree.map(lambda x: jnp.asarray(x)[None], program.tree.topology)
     row = {
@@ -146,34 +214,41 @@ def _step(program, params, state, rule, sampling):
         "cosine": jax.vmap(cosines)(seen.features[: len(tokens)]),
         **{name: getattr(seen.verdict, name) for name in ("path", "accepted", "next_token")},
         **{name: getattr(seen.verdict, name) for name in ("nominal", "coupled", "diverged")},
+        **_fared(rule, seen.turns, tokens),
     }
-    if turns is None:
-        zero, unknown = jnp.zeros(tokens.shape), jnp.full(tokens.shape, jnp.nan)
-        row |= dict.fromkeys(("target", "draft", "strict", "gained", "alone"), zero)
-        row |= dict.fromkeys(("uniform", "probability"), unknown)
-    else:
-        judged = jax.vmap(jax.vmap(rule.decide))
-
-        def decide(*turn):
-            never = (0.0, 0.0, turns.spent)
-            return jax.tree.map(lambda x, no: jnp.where(turns.allowed, x, no), judged(*turn), never)
-
-        first_only = turns.offers
-        if isinstance(first_only, Sets):
-            zero = jnp.zeros_like(first_only.second)
-            first_only = first_only._replace(second=zero, second_after_first=zero)
-        visited = ~jnp.isnan(turns.uniform)
-        probability, gained, _ = decide(turns.spent, turns.target, turns.draft, turns.offers)
-        row |= {
-            "target": turns.target,
-            "draft": turns.draft,
-            "strict": ratio(turns.target, turns.draft),
-            "uniform": turns.uniform,
-            "probability": jnp.where(visited, probability, jnp.nan),
-            "gained": jnp.where(visited, gained, 0.0),
-            "alone": decide(turns.spent, turns.target, turns.draft, first_only)[0],
-        }
     return state, jax.tree.map(lambda x: x[0], row)
+
+
+def _fared(rule: Rule, turns: Turns | None, tokens: jax.Array) -> dict[str, jax.Array]:
+    """How drafts [1, N] fared; nobody knows where there are no turns."""
+    zero, unknown = jnp.zeros(tokens.shape), jnp.full(tokens.shape, jnp.nan)
+    none = jnp.zeros((*tokens.shape, 0))
+    sets = {"first": zero, "second": zero, "beside": none, "below": none}
+    if turns is None:
+        known = dict.fromkeys(("target", "draft", "strict", "gained", "alone"), zero)
+        return known | dict.fromkeys(("uniform", "probability", "spent"), unknown) | sets
+
+    def decide(offers):
+        judged = jax.vmap(jax.vmap(rule.decide))(turns.spent, turns.target, turns.draft, offers)
+        return jax.tree.map(lambda x, no: jnp.where(turns.allowed, x, no), judged, (0.0, 0.0, turns.spent))
+
+    first_only, visited = turns.offers, ~jnp.isnan(turns.uniform)
+    probability, gained, _ = decide(turns.offers)
+    if isinstance(turns.offers, _Looked):
+        both, beside, below = turns.offers
+        first_only = turns.offers._replace(sets=Sets(both.first, zero, zero))
+        sets = {"first": both.first, "second": both.second, "beside": beside, "below": below}
+    return {
+        "target": turns.target,
+        "draft": turns.draft,
+        "strict": ratio(turns.target, turns.draft),
+        "uniform": turns.uniform,
+        "spent": turns.spent,
+        "probability": jnp.where(visited, probability, jnp.nan),
+        "gained": jnp.where(visited, gained, 0.0),
+        "alone": decide(first_only)[0],
+        **sets,
+    }
 
 
 def sets(
