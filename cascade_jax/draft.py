@@ -70,6 +70,8 @@ class Drafter(Protocol):
         `mesh.by_sequence`, with leading B.
       taps: the target's layers that it reads in place of the target's features; () for the features.
       reads_laws: whether it observes the target's distributions behind all nodes.
+
+    One that drafts only so many levels has that number as `depth`, and so has its configuration.
     """
 
     memory: type
@@ -129,7 +131,8 @@ class Drafter(Protocol):
 class Trainable(Drafter, Protocol):
     """A drafter whose parameters `training` can find.
 
-    Its configuration has a class method `for_target(target)`: the sizes of a new one for a target of these sizes.
+    Its configuration has a class method `for_target(target, ahead)`: the sizes of a new one for a target of these
+    sizes, that is to look so many tokens ahead.
 
     Attributes:
       standard: what its public code trains on: settings of `training.drafter.Objective` that are not the usual ones.
@@ -140,7 +143,14 @@ class Trainable(Drafter, Protocol):
     def embed(self, tokens: jax.Array, target) -> jax.Array:
         """Drawn tokens int [...] to the embeddings [..., d] that it takes in."""
 
-    def ahead(self, embeddings: jax.Array, features: jax.Array, steps: int, remat: bool = False) -> list[jax.Array]:
+    def ahead(
+        self,
+        embeddings: jax.Array,
+        features: jax.Array,
+        steps: int,
+        remat: bool = False,
+        anchors: jax.Array | None = None,
+    ) -> list[jax.Array]:
         """Estimates [R, S - 1, d] of what the target says, from every slot of a sequence at once.
 
         The i-th is, at slot s, what drafts the token at slot s + 2 + i, of a drafter that knows the tokens up to slot
@@ -152,6 +162,8 @@ class Trainable(Drafter, Protocol):
           features: [R, S - 1, ...], what it reads of the target's pass, see `taps`.
           steps: how many.
           remat: compute activations again in the backward pass.
+          anchors: int [R, A], the slots from which it looks further than one token: all estimates but the first are
+            [R, A, d]. None for all slots. Never given unless `Objective.anchors` is.
         """
 
     def logits(self, estimates: jax.Array, target) -> jax.Array:

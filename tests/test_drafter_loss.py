@@ -19,7 +19,7 @@ from cascade_jax.training.drafter import Objective
 BATCH, LENGTH, PREFIX = 3, 16, 5
 
 
-@pytest.fixture(scope="module", params=["eagle1", "eagle3"])
+@pytest.fixture(scope="module", params=["eagle1", "eagle3", "parallel"])
 def kind(request):
     return request.param
 
@@ -84,6 +84,7 @@ def _plain(graph, params, embeddings, features):
     return drafter(embeddings, features, Context(drafter.rope(slots), kv.bias(kv.causal(size))[None, None]))[0]
 
 
+@pytest.mark.parametrize("kind", ["eagle1", "eagle3"], indirect=True)
 def test_every_position_of_training_time_test_is_a_chain_drafted_there(case):
     rng, graph = np.random.default_rng(1), case.graphs.drafter
     embeddings = rng.normal(size=(2, 9, 32)).astype(np.float32)
@@ -159,6 +160,7 @@ OBJECTIVES = {
     "eagle3": [
         Objective(noise=0.0, soft=1.0, feature=0.0, unroll=3, convergence_weight=2.0, tau_seq=0.1, guidance=2.0)
     ],
+    "parallel": [Objective(noise=0.0, soft=1.0, unroll=3, convergence_weight=2.0, tau_seq=0.1, guidance=2.0)],
 }
 
 
@@ -190,7 +192,7 @@ def test_a_weight_of_one_is_exactly_the_standard_drafter(case, kind):
 
 def test_rematerialised_gradients_are_the_same_and_reach_everything(case, kind):
     if kind == "eagle1":
-        pytest.skip("EAGLE-3's unrolls are the ones that need it")
+        pytest.skip("unrolls are what needs it")
 
     @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
     def gradient(remat):
@@ -201,6 +203,29 @@ def test_rematerialised_gradients_are_the_same_and_reach_everything(case, kind):
     kept, again = gradient(False), gradient(True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept, again)
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(kept))
+
+
+def anchored(case, kind, count, key=0):
+    objective = dataclasses.replace(OBJECTIVES[kind][0], unroll=2, anchors=count)
+    return case.loss(objective, key=key)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["eagle3", "parallel"], indirect=True)
+def test_anchors_are_some_of_all_places(case, kind):
+    everywhere = anchored(case, kind, None)
+    np.testing.assert_allclose(anchored(case, kind, 99), everywhere, rtol=1e-5)  # as many as there are
+    # a half of the 14 places, one of every two neighbours: on average they are all
+    some = [anchored(case, kind, 7, key) for key in range(64)]
+    assert np.std(some) > 0
+    np.testing.assert_allclose(np.mean(some), everywhere, atol=4 * np.std(some) / 8)
+
+
+def test_anchors_spread_over_all_places():
+    drawn = np.array([recipe._anchors(4, 10, jax.random.key(seed)) for seed in range(50)])
+    assert set(drawn.ravel()) == set(range(10))
+    assert np.all(np.diff(drawn, axis=1) > 0)
+    np.testing.assert_array_equal(recipe._anchors(20, 10, jax.random.key(0)), np.arange(10))
 
 
 def test_a_rows_noise_depends_on_its_number_alone(case, kind):
@@ -217,6 +242,7 @@ def test_a_rows_noise_depends_on_its_number_alone(case, kind):
     ("settings", "message"),
     [
         ({"unroll": 0}, "unroll must be at least 1"),
+        ({"anchors": 0}, "anchors must be at least 1"),
         ({"soft": -1.0}, "soft must be at least 0"),
         ({"unconditional": 1.5}, "a share between 0 and 1"),
         ({"dtype": "float16"}, "float32 or bfloat16"),

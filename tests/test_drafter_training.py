@@ -327,7 +327,7 @@ class OnePass(Eagle1):
         super().__init__(config, rngs=rngs)
         self.further = Linear(config.block.dim, config.block.dim, rngs=rngs)
 
-    def ahead(self, embeddings, features, steps, remat=False):
+    def ahead(self, embeddings, features, steps, remat=False, anchors=None):
         (first,) = super().ahead(embeddings, features, 1, remat)
         return [first, self.further(first)][:steps]
 
@@ -387,7 +387,7 @@ def test_the_commands_lead_from_a_model_to_one_with_an_eagle3_drafter(folder, tm
     [
         (["distill", "--count", "0"], "count must be at least 1, not 0"),
         (["distill", "--part", "3/2"], "part is K/N"),
-        (["distill", "--features", "all"], "unknown drafter 'all'; known: eagle1, eagle3"),
+        (["distill", "--features", "all"], "unknown drafter 'all'; known: eagle1, eagle3, parallel"),
         (["distill", "--prompts", "nowhere.txt"], "there is no prompts file"),
         (["distill", "--prompts", "a", "--images", "b"], "not both"),
         (["train", "--data", "nowhere", "--held-out", "1"], "a share below 1"),
@@ -414,7 +414,10 @@ def test_wrong_data_and_drafters_are_one_line_and_status_2(folder, rows, tmp_pat
     bundle.save(other, bundle.read_config(other), params)
     for arguments, message in (
         ([*train, str(tmp_path)], "holds no training data: make some with cascade-jax distill"),
-        ([*train, str(rows.folder), "--drafter", "eagle2"], "unknown drafter 'eagle2'; known: eagle1, eagle3"),
+        (
+            [*train, str(rows.folder), "--drafter", "eagle2"],
+            "unknown drafter 'eagle2'; known: eagle1, eagle3, parallel",
+        ),
         (
             [*train, str(rows.folder), "--batch", "3", "--accumulate", "2"],
             "does not divide among 1 devices and 2 parts",

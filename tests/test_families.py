@@ -24,8 +24,10 @@ QUICK = [
     ("classes", "eagle1", "static", 2.0, False),
     ("chameleon", "eagle3", "dynamic", None, True),
     ("chameleon", "itself", "window", 2.0, True),
+    ("chameleon", "parallel", "static", 2.0, True),
 ]
-DRAWN = [("eagle1", "static"), ("eagle1", "dynamic"), ("eagle3", "static"), ("eagle3", "dynamic"), ("itself", "window")]
+TRAINED = [(drafter, tree) for drafter in ("eagle1", "eagle3", "parallel") for tree in ("static", "dynamic")]
+DRAWN = [*TRAINED, ("itself", "window")]
 ALL = [(f, d, t, g, exact) for f in FAMILIES for d, t in DRAWN for g in (2.0, None) for exact in (False, True)]
 
 

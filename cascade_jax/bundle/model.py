@@ -87,6 +87,11 @@ class Bundle:
         """What may stand where in the output."""
         return self.config.target.layout
 
+    @property
+    def drafted_levels(self) -> int | None:
+        """Levels of the deepest tree that the drafter can fill; None if any will do."""
+        return getattr(self.drafter or self.config.drafter, "depth", None)
+
     def program(self, tree: Tree | DynamicTree, noise: str = FRESH, verifier: str = WALK) -> Program:
         """The decoding program of this model with `tree`.
 
@@ -95,7 +100,7 @@ class Bundle:
 
         Raises:
           BundleError: if the tree has drafts and the bundle no drafter.
-          ValueError: if there is no such noise, or the drafter is not for the verifier.
+          ValueError: if there is no such noise, or the drafter is not for the verifier or for so deep a tree.
         """
         drafter = self._graphs.get("drafter") if tree.depth else None
         if tree.depth and drafter is None:
@@ -103,6 +108,11 @@ class Bundle:
                 "this model has no drafter: draw with --method ar, or with one that needs none, as sjd, scd and pac"
             )
         check_drafter(self.drafter, noise, verifier)
+        if tree.depth > (most := self.drafted_levels or tree.depth):
+            raise ValueError(
+                f"this model's drafter was trained to draft {most} levels, and the tree has {tree.depth}: "
+                f"name one that is no deeper (--tree chain:{most}, say)"
+            )
         taps = (self.drafter or self.config.drafter).taps if tree.depth else ()
         if taps and not all(1 <= tap <= self.config.target.layers for tap in taps):
             raise BundleError(f"the drafter reads layers {taps} of a target that has {self.config.target.layers}")

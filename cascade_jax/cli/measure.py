@@ -135,8 +135,7 @@ class TuneTree(Command):
         bundle = self.model.load()
         count = self.count if given is None else min(self.count, len(given))
         texts = flags.texts(bundle, given, self.prompts, count, self.seed)
-        flags.drawable(bundle, self.method, {})
-        bundle.program(tune.EAGLE_25)
+        flags.drawable(bundle, self.method, {"tree": tune.chain(1)})
         return bundle, bundle.encode(texts)
 
     def run(self, loaded, line) -> None:

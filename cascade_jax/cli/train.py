@@ -112,7 +112,11 @@ class Loss:
     feature: Annotated[float | None, flags.hint("X", _KIND)] = None
     """weight of SmoothL1 between estimated and true features"""
     unroll: Annotated[int | None, flags.hint("N", _KIND)] = None
-    """steps of training-time test; 1 for none"""
+    """tokens that it guesses ahead: steps of training-time test, 1 for none; how deep a drafter in one pass drafts"""
+    unroll_decay: Annotated[float | None, flags.hint("X", _KIND)] = None
+    """each of these weighs that much of the one before"""
+    anchors: Annotated[int | None, flags.hint("N", "(default: all)")] = None
+    """positions of a picture from which it guesses further than the next token, others in every step"""
     noise: Annotated[float | None, flags.hint("X", _KIND)] = None
     """width of the noise on features"""
     remat: bool = False
@@ -126,10 +130,8 @@ class Loss:
 
         from cascade_jax.training.drafter import standard
 
-        given = {
-            name: getattr(self, name) for name in ("soft", "hard", "feature", "unroll", "noise", "dtype", "tau_seq")
-        }
-        given = {name: value for name, value in given.items() if value is not None}
+        names = ("soft", "hard", "feature", "unroll", "unroll_decay", "anchors", "noise", "dtype", "tau_seq")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         given.setdefault("tau_seq", model.config.cascade.get("tau_seq", 0.5))
         given.setdefault("dtype", "float32" if jax.default_backend() == "cpu" else "bfloat16")
         if self.guided:
@@ -211,17 +213,21 @@ class Train(Command):
         from cascade_jax import bundle, pipeline
         from cascade_jax.training import run
         from cascade_jax.training.data import Data, fingerprint
-        from cascade_jax.training.drafter import USUAL, check
+        from cascade_jax.training.drafter import USUAL, check, sizes
 
         model = bundle.load(pipeline.folder(self.model))
         # Prompts come encoded; a text encoder can be larger than the rest.
         model = dataclasses.replace(model, params={**model.params, "text": None})
         kind = self.drafter or USUAL
         check(kind)
+        objective = self.loss.objective(kind, model)
+        methods = run.naive_and_cascade(model) if self.evaluated and self.held_out else {}
+        made = run.with_drafter(model, sizes(kind, model.config.target, objective.unroll))
+        for _, tree in methods.values():
+            made.program(tree)
         return SimpleNamespace(
-            model=model, kind=kind, schedule=self.optimiser.schedule(), objective=self.loss.objective(kind, model),
-            rows=Data(self.data, fingerprint(model.params["target"])),
-            methods=run.naive_and_cascade(model) if self.evaluated and self.held_out else None,
+            model=model, kind=kind, schedule=self.optimiser.schedule(), objective=objective,
+            rows=Data(self.data, fingerprint(model.params["target"])), methods=methods,
         )  # fmt: skip
 
     def run(self, loaded, line) -> None:

@@ -41,8 +41,9 @@ class EagleConfig:
     bare_first: bool = False
 
     @classmethod
-    def for_target(cls, target) -> "EagleConfig":
-        """A new drafter's sizes for a target of these sizes: one of its blocks."""
+    def for_target(cls, target, ahead: int) -> "EagleConfig":
+        """A new drafter's sizes for a target of these sizes: one of its blocks, however far it is to look ahead."""
+        del ahead
         block = replace(target.block, input_norm=False)
         return cls(block, rope_base=target.rope_base, **target.picture_places)
 
@@ -83,8 +84,11 @@ class Eagle1(PairDrafter):
         self, embeddings: jax.Array, features: jax.Array, context: Context, past: tuple[Segment, ...] = ()
     ) -> tuple[jax.Array, Segment]:
         """Pairs [R, S, d] and [R, S, d] to feature estimates [R, S, d] and the new slots' keys and values."""
-        x = self.fc(jnp.concatenate([embeddings.astype(features.dtype), features], axis=-1))
-        return run_blocks(self.blocks, x, context, past)
+        return run_blocks(self.blocks, self.paired(embeddings, features), context, past)
+
+    def paired(self, embeddings: jax.Array, features: jax.Array) -> jax.Array:
+        """Pairs [R, S, d] and [R, S, d] as the blocks' input [R, S, d]."""
+        return self.fc(jnp.concatenate([embeddings.astype(features.dtype), features], axis=-1))
 
     def logits(self, hidden: jax.Array, target: nnx.Module) -> jax.Array:
         """Feature estimates [..., d] to float32 logits [..., V] by the target's head."""

@@ -49,8 +49,9 @@ class Eagle3Config:
         return 1
 
     @classmethod
-    def for_target(cls, target) -> "Eagle3Config":
-        """A new drafter's sizes for a target of these sizes: one of its blocks."""
+    def for_target(cls, target, ahead: int) -> "Eagle3Config":
+        """A new drafter's sizes for a target of these sizes: one of its blocks, however far it is to look ahead."""
+        del ahead
         block, codes = replace(target.block, qk_norm=False, qk_rms=False), target.codebook_size
         taps = layers_read(target.layers)
         return cls(block, codes, codes, target.dim, taps, rope_base=target.rope_base, **target.picture_places)

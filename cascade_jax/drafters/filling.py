@@ -23,12 +23,13 @@ from cascade_jax.tree import DynamicTree, Topology, Tree
 
 @struct.dataclass
 class Head:
-    """From the drafter's hidden states to guided logits of the next tokens, [.., V]."""
+    """From the drafter's hidden states [R, n, d] to guided logits [B, n, V] of the tokens behind them; `depth` of them
+    all, or of each, int [n]."""
 
     sampling: Sampling
     position: jax.Array  # int [B], the output position that the root's children would take
 
-    def __call__(self, drafter, target, layout: Layout | None, hidden: jax.Array, depth: int) -> jax.Array:
+    def __call__(self, drafter, target, layout: Layout | None, hidden: jax.Array, depth) -> jax.Array:
         batch = self.position.shape[0]
         hidden = hidden.reshape(-1, batch, *hidden.shape[1:])
         head = functools.partial(drafter.logits, target=target)
@@ -40,9 +41,8 @@ class Head:
 
 def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout, shared=None) -> Draft:
     """EAGLE-1: children are drawn without replacement, all of a level at once."""
-    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)[:, 0]
     tokens = [None] * tree.num_nodes
-    tokens[0] = root
+    tokens[0] = root_of(state)
     hiddens, probs, above, noise = {0: hidden}, [], [], None
     children = tree.topology.children
 
@@ -90,55 +90,76 @@ def _descend(drafter, target, tree, state, depth, nodes, tokens, hiddens, above)
 
 
 def fill_dynamic(drafter, target, tree: DynamicTree, state, hidden, keys, greedy, head, layout, shared=None) -> Draft:
-    """EAGLE-2: expand the likeliest nodes round by round, keep the likeliest candidates of all rounds."""
+    """EAGLE-2: the drafter reads the likeliest nodes of a round to find the next round's, see `grow`."""
     del keys, greedy  # nothing is drawn: these drafts are deterministic
-    rows, batch, k = hidden.shape[0], state.tokens.shape[0], tree.top_k
-    root = jnp.take_along_axis(state.tokens, (state.pending - 1)[:, None], axis=1)
+    rows, k = hidden.shape[0], tree.top_k
 
     def best(hidden, depth):  # [R, n, d] -> log probabilities, tokens [B, n, k]
-        logits = head(drafter, target, layout, hidden, depth)
-        if shared is None:
-            return likeliest_of(logits, head.sampling, k)
-        # what is near to be drawn stands for what is likely
-        return likeliest_of(warp_logits(logits, head.sampling) + shared[:, depth : depth + 1], Sampling().checked(), k)
+        return candidates(head(drafter, target, layout, hidden, depth), head.sampling, k, shared, depth)
 
-    values, tokens = best(hidden[:, None], 0)
-    scores, frontier = values[:, 0], tokens[:, 0]  # [B, k]
-    ids = jnp.broadcast_to(jnp.arange(k), (batch, k))  # candidate numbers of the frontier, by round and rank
-    all_scores, all_tokens = [scores], [frontier]
-    all_parents, all_ranks = [jnp.full((batch, k), -1)], [jnp.broadcast_to(jnp.arange(k), (batch, k))]
-    features = jnp.broadcast_to(hidden[:, None], (rows, k, hidden.shape[-1]))
-    tree_cache, seen = None, None  # seen: bool [B, k, placed], which placed nodes are the frontier's ancestors
-
-    for depth in range(1, tree.rounds + 1):
+    def expand(depth, frontier, origin, above):
+        features, tree_cache, seen = above  # seen: bool [B, k, placed], which placed nodes are the frontier's ancestors
+        if origin is None:
+            features = jnp.broadcast_to(features[:, None], (rows, k, features.shape[-1]))
+        else:
+            features = jnp.take_along_axis(features, tile(origin, rows)[..., None], axis=1)
+            here = jax.nn.one_hot(origin, k, dtype=bool)
+            before = None if seen is None else jnp.take_along_axis(seen, origin[..., None], axis=1)
+            seen = here if before is None else jnp.concatenate([before, here], axis=-1)
         slots = jnp.broadcast_to(state.length[:, None] + depth - 1, (rows, k))
         past, past_bias, within = (state.cache,), (seen_pairs(state),), (kv.Filled(state.length),)
         if tree_cache is not None:
             past, past_bias = (*past, tree_cache), (*past_bias, tile(kv.bias(seen), rows)[:, None])
             within = (*within, None)
         context = Context(drafter.rope(slots), kv.bias(np.eye(k, dtype=bool))[None, None], past_bias, within)
-        embeddings = tile(drafter.embed(frontier, target), rows)
-        x, fresh = drafter(embeddings, features, context, past)
-        tree_cache = kv.join(tree_cache, fresh)
-        values, tokens = best(x, depth)
-        candidates = (scores[..., None] + values).reshape(batch, k * k)
-        first = k + (depth - 1) * k * k
-        all_scores.append(candidates)
+        x, fresh = drafter(tile(drafter.embed(frontier, target), rows), features, context, past)
+        return best(x, depth), (x, kv.join(tree_cache, fresh), seen)
+
+    return grow(tree, root_of(state), best(hidden[:, None], 0), expand, (hidden, None, None))
+
+
+def candidates(logits, sampling: Sampling, count: int, shared, depth) -> tuple[jax.Array, jax.Array]:
+    """Scores and tokens [B, n, count] of the likeliest tokens by logits [B, n, V]. Under noise that the target draws
+    with, what is near to be drawn stands for what is likely."""
+    if shared is None:
+        return likeliest_of(logits, sampling, count)
+    return likeliest_of(warp_logits(logits, sampling) + shared[:, depth : depth + 1], Sampling().checked(), count)
+
+
+def grow(tree: DynamicTree, root: jax.Array, first, expand, above) -> Draft:
+    """EAGLE-2's tree: expand the likeliest nodes round by round, keep the likeliest candidates of all rounds.
+
+    Args:
+      root: int [B].
+      first: log probabilities and tokens [B, 1, k] of the root's candidates.
+      expand: of (depth, tokens [B, k] of the nodes to expand, which of the last round's k nodes each is a child of, or
+        None for the root's, what the last call left): log probabilities and tokens [B, k, k] of their candidates, and
+        what is left to the next call.
+      above: what is left to the first call.
+    """
+    batch, k = root.shape[0], tree.top_k
+    values, tokens = first
+    scores, frontier, origin = values[:, 0], tokens[:, 0], None
+    ids = jnp.broadcast_to(jnp.arange(k), (batch, k))  # candidate numbers of the frontier, by round and rank
+    all_scores, all_tokens = [scores], [frontier]
+    all_parents, all_ranks = [jnp.full((batch, k), -1)], [jnp.broadcast_to(jnp.arange(k), (batch, k))]
+
+    for depth in range(1, tree.rounds + 1):
+        (values, tokens), above = expand(depth, frontier, origin, above)
+        expanded = (scores[..., None] + values).reshape(batch, k * k)
+        begin = k + (depth - 1) * k * k
+        all_scores.append(expanded)
         all_tokens.append(tokens.reshape(batch, k * k))
         all_parents.append(jnp.repeat(ids, k, axis=1))
         all_ranks.append(jnp.broadcast_to(jnp.tile(jnp.arange(k), k), (batch, k * k)))
         if depth < tree.rounds:
-            scores, chosen = jax.lax.top_k(candidates, k)
-            ids, origin = first + chosen, chosen // k
+            scores, chosen = jax.lax.top_k(expanded, k)
+            ids, origin = begin + chosen, chosen // k
             frontier = jnp.take_along_axis(tokens.reshape(batch, k * k), chosen, axis=1)
-            features = jnp.take_along_axis(x, tile(origin, rows)[..., None], axis=1)
-            here = jax.nn.one_hot(origin, k, dtype=bool)
-            before = None if seen is None else jnp.take_along_axis(seen, origin[..., None], axis=1)
-            seen = here if before is None else jnp.concatenate([before, here], axis=-1)
 
-    candidates = [jnp.concatenate(x, axis=1) for x in (all_scores, all_tokens, all_parents, all_ranks)]
-    tokens, topology = jax.vmap(lambda *c: _keep_best(tree, *c))(*candidates)
-    return Draft(jnp.concatenate([root, tokens], axis=1), None, topology)
+    found = [jnp.concatenate(x, axis=1) for x in (all_scores, all_tokens, all_parents, all_ranks)]
+    tokens, topology = jax.vmap(lambda *c: _keep_best(tree, *c))(*found)
+    return Draft(jnp.concatenate([root[:, None], tokens], axis=1), None, topology)
 
 
 def _keep_best(tree: DynamicTree, scores, tokens, parents, ranks) -> tuple[jax.Array, Topology]:
@@ -158,6 +179,11 @@ def _keep_best(tree: DynamicTree, scores, tokens, parents, ranks) -> tuple[jax.A
         ancestors = (ancestors.astype(jnp.float32) @ ancestors.astype(jnp.float32)) > 0
     topology = Topology(jnp.append(-1, parent), depths, children, ancestors, tree.depth)
     return jnp.where(exists, tokens[kept], -1), topology
+
+
+def root_of(memory) -> jax.Array:
+    """The tree's root int [B], the last of the pending pairs' tokens."""
+    return jnp.take_along_axis(memory.tokens, (memory.pending - 1)[:, None], axis=1)[:, 0]
 
 
 def seen_pairs(memory) -> jax.Array:

@@ -103,31 +103,55 @@ class PairDrafter(nnx.Module):
         features = jnp.take_along_axis(outcome.features, path[..., None], axis=1)
         return memory.replace(tokens=outcome.emitted, features=features, pending=jnp.maximum(outcome.kept, 1))
 
-    def ahead(self, embeddings: jax.Array, features: jax.Array, steps: int, remat: bool = False) -> list[jax.Array]:
-        """EAGLE-3's training-time test; see `draft.Trainable`.
+    def ahead(
+        self,
+        embeddings: jax.Array,
+        features: jax.Array,
+        steps: int,
+        remat: bool = False,
+        anchors: jax.Array | None = None,
+    ) -> list[jax.Array]:
+        """Step i sees the true pairs up to where its chain begins and the chain's own steps; see `draft.Trainable`.
 
-        Slot s of step i stands where a chain of i drafts behind slot s stands: it takes in the token at slot s + 1 + i
-        and its own estimate of step i - 1, at rotary position s + i, and sees the true pairs up to slot s and the pairs
-        of its own chain. In step 0 that is teacher forcing.
+        Step 0 is teacher forcing.
         """
         rows, size = features.shape[:2]
-        seen = kv.bias(kv.causal(size))[None, None]
+        slots = jnp.broadcast_to(jnp.arange(size), (rows, size))
+        fused, seen = self.fuse(features), kv.bias(kv.causal(size))[None, None]
 
-        def step(hidden, past, i):
-            tokens = embeddings[:, 1 + i :]
-            tokens = jnp.pad(tokens, [(0, 0), (0, size - tokens.shape[1]), (0, 0)])
-            slots = jnp.broadcast_to(jnp.arange(size) + i, (rows, size))
+        def step(slots, seen, hidden, past, i):
             past_bias = tuple(seen if j == 0 else None for j in range(i))
-            context = Context(self.rope(slots), None if i else seen, past_bias)
-            return self(tokens, hidden, context, past)
+            context = Context(self.rope(slots + i), None if i else seen, past_bias)
+            return self.advance(i, slots, embeddings, fused, hidden, context, past)
 
-        hidden, past, estimates = self.fuse(features), (), []
+        hidden, past, estimates = fused, (), []
         for i in range(steps):
+            if i == 1 and anchors is not None:
+                slots, hidden = anchors, _at(hidden, anchors)
+                seen = kv.bias(jnp.arange(size) <= anchors[..., None])[:, None]
             run = functools.partial(step, i=i)
-            hidden, fresh = (jax.checkpoint(run) if remat else run)(hidden, past)
+            hidden, fresh = (jax.checkpoint(run) if remat else run)(slots, seen, hidden, past)
             estimates.append(hidden)
             past = (*past, fresh)
         return estimates
+
+    def advance(self, i: int, slots, embeddings, fused, hidden, context: Context, past) -> tuple[jax.Array, Segment]:
+        """Estimates [R, n, d] of step i of the chains that begin at `slots` int [R, n], and their keys and values.
+
+        Here that is EAGLE-3's training-time test: it takes in the token at slot s + 1 + i and its own estimate of step
+        i - 1, at rotary position s + i.
+
+        Args:
+          embeddings, fused: see `ahead`; features are fused already.
+          hidden: [R, n, d], the last step's estimates; in step 0 `fused`.
+        """
+        del fused
+        return self(_at(embeddings, slots + 1 + i), hidden, context, past)
+
+
+def _at(x: jax.Array, slots: jax.Array) -> jax.Array:
+    """`x` [R, S, d] at slots int [R, n]; at those behind the end, the last."""
+    return jnp.take_along_axis(x, jnp.minimum(slots, x.shape[1] - 1)[..., None], axis=1)
 
 
 def take_in(drafter: PairDrafter, target, memory: Pairs) -> tuple[jax.Array, Pairs]:

@@ -19,6 +19,7 @@ What a step yields and what it costs are measured apart, and the tree that is be
 import dataclasses
 import functools
 import heapq
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,6 +43,11 @@ def comb(width: int = WIDTH, depth: int = DEPTH) -> Tree:
     return Tree.from_choices([0] * level + [rank] for level in range(depth) for rank in range(width))
 
 
+def levels(bundle: Bundle) -> float:
+    """How deep a tree the model's drafter can fill."""
+    return math.inf if bundle.drafted_levels is None else bundle.drafted_levels
+
+
 def acceptance(bundle: Bundle, method: Method, prompts: Sequence[Prompt], seed: int = 0) -> np.ndarray:
     """How often the child of a rank is the accepted one, once its parent was accepted: [depth, width] on the comb.
 
@@ -49,7 +55,7 @@ def acceptance(bundle: Bundle, method: Method, prompts: Sequence[Prompt], seed: 
       method: its rule is used, its tree is not.
       prompts: drawn as one batch.
     """
-    tree, sampling = comb(), default_sampling(bundle.config).checked()
+    tree, sampling = comb(depth=min(DEPTH, levels(bundle))), default_sampling(bundle.config).checked()
     program = dataclasses.replace(method, tree=tree).program(bundle)
     params = bundle.decoding_params(program)
     state = pipeline.start(bundle, program, prompts, jax.random.key(seed), sampling)
@@ -189,10 +195,11 @@ def tune(
     clock = lambda trees: parts.step_times(bundle, [on(tree) for tree in trees], prompts[:1], sampling, steps, repeats)
     progress(f"acceptance on {len(prompts)} pictures")
     table = acceptance(bundle, method, prompts, seed)
+    most_depth, timed = min(most_depth, levels(bundle)), [tree for tree in timed if tree.depth <= levels(bundle)]
     progress(f"the time of a step with {len(timed)} trees")
     seconds = clock(timed)
     costs = fit_time(timed, seconds)
-    trees = finalists(table, costs, most_drafts, most_depth)
+    trees = [tree for tree in finalists(table, costs, most_drafts, most_depth) if tree.depth <= levels(bundle)]
     progress(f"the time of a step with {len(trees)} finalists")
     spent = clock(trees)
     compared = []

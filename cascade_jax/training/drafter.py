@@ -41,6 +41,8 @@ class Objective:
       feature: weight of SmoothL1 between estimates and features; 0 for a drafter whose estimates are its own affair.
       unroll: how many tokens ahead it guesses from every position; 1 is teacher forcing alone.
       unroll_decay: every further one weighs that much of the one before.
+      anchors: positions of a sequence from which it guesses further than the next token, others at every step; None for
+        all. Its memory and time grow with their number times `unroll`.
       guidance: compare the guided distributions of both branches under this guidance scale; None trains on one branch
         of each sequence, the conditional one but for the share `unconditional`.
       unconditional: see `guidance`.
@@ -56,6 +58,7 @@ class Objective:
     feature: float = 1.0
     unroll: int = 1
     unroll_decay: float = 0.8
+    anchors: int | None = None
     guidance: float | None = None
     unconditional: float = 0.1
     noise: float = 0.2
@@ -68,6 +71,8 @@ class Objective:
                 raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.unroll < 1:
             raise ValueError(f"unroll must be at least 1, not {self.unroll}")
+        if self.anchors is not None and self.anchors < 1:
+            raise ValueError(f"anchors must be at least 1, not {self.anchors}")
         if not 0 <= self.unconditional <= 1:
             raise ValueError(f"unconditional is a share between 0 and 1, not {self.unconditional}")
         if self.dtype not in ("float32", "bfloat16"):
@@ -92,6 +97,7 @@ class Graphs:
 
 
 USUAL = next(iter(KINDS["drafter"]))
+_ANCHORS = 2**31 - 1  # the number that anchors' keys are made with; no row's
 
 
 def kinds() -> list[str]:
@@ -105,10 +111,11 @@ def check(kind: str) -> None:
         raise ValueError(f"unknown drafter {kind!r}; known: {', '.join(kinds())}")
 
 
-def sizes(kind: str, target: Any) -> Any:
-    """A new drafter's sizes for a target of these sizes. Raises as `check`."""
+def sizes(kind: str, target: Any, ahead: int | None = None) -> Any:
+    """Sizes of a new drafter, which looks so many tokens ahead (None: as many as is its kind's standard), for a target
+    of these sizes. Raises as `check`."""
     check(kind)
-    return KINDS["drafter"][kind].config.for_target(target)
+    return KINDS["drafter"][kind].config.for_target(target, standard(kind).unroll if ahead is None else ahead)
 
 
 def standard(kind: str) -> Objective:
@@ -162,10 +169,12 @@ def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.A
     embeddings = jnp.pad(known, [(0, 0), (0, size - known.shape[1]), (0, 0)])
     embeddings = place(embeddings, drafter.embed(everywhere[:, :-1], target).astype(dtype), prefix.length)
     read = read[:, :-1].astype(dtype) + _noise(objective.noise, key, batch["row"], prefix, length, read[:, :-1], dtype)
-    estimates = drafter.ahead(embeddings, read, objective.unroll, objective.remat)
+    anchors = _anchors(objective.anchors, length - objective.unroll, jax.random.fold_in(key, _ANCHORS))
+    given = {} if anchors is None else {"anchors": (prefix.length - 1)[:, None] + anchors}
+    estimates = drafter.ahead(embeddings, read, objective.unroll, objective.remat, **given)
 
     true = at_tokens(features, prefix, length)[:, 1:]  # of the second token and later: [R, T - 1, d]
-    weights = 1.0
+    weights = jnp.ones((1, length - 1))
     if objective.convergence_weight != 1:
         conditional = true[:batch_size].astype(jnp.float32)
         weights = losses.convergence_weights(conditional, objective.convergence_weight, objective.tau_seq)
@@ -188,9 +197,11 @@ def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.A
         terms = jax.checkpoint(terms)
     total, metrics = 0.0, {}
     for i, weight in enumerate(losses.unroll_weights(objective.unroll, objective.unroll_decay)):
-        ahead = at_tokens(estimates[i], prefix, length - 1)[:, : length - 1 - i]
-        later = weights if isinstance(weights, float) else weights[:, i:]
-        found, figures = terms(ahead, true[:, i:], tokens[:, 1 + i :], later, free[i:])
+        ahead = estimates[i]
+        if i == 0 or anchors is None:
+            ahead = at_tokens(ahead, prefix, length - 1)[:, : length - 1 - i]
+        later = functools.partial(_later, i, anchors if i else None)
+        found, figures = terms(ahead, *map(later, (true, tokens[:, 1:], weights, free[None])))
         total += weight * sum(getattr(objective, name) * value for name, value in found.items())
         if i == 0:
             metrics |= {**found, **figures}
@@ -199,6 +210,20 @@ def drafter_loss(graphs: Graphs, objective: Objective, params, batch, key: jax.A
         else:
             metrics[f"acceptance{i + 1}"] = figures["acceptance"]
     return total, jax.lax.stop_gradient(metrics)
+
+
+def _later(i: int, anchors: jax.Array | None, x: jax.Array) -> jax.Array:
+    """`x` [n, S, ...] from place i on; with anchors, i places behind each of them."""
+    return x[:, i:] if anchors is None else jnp.take(x, anchors + i, axis=1)
+
+
+def _anchors(count: int | None, places: int, key: jax.Array) -> jax.Array | None:
+    """Of so many places `count`, int [count], spread evenly but for chance; all where there are no more."""
+    if count is None:
+        return None
+    edges = np.linspace(0, places, min(count, places) + 1).astype(int)
+    widths = np.diff(edges)
+    return edges[:-1] + (jax.random.uniform(key, widths.shape) * widths).astype(jnp.int32)
 
 
 def _noise(width: float, key: jax.Array, row: jax.Array, prefix: Prefix, length: int, like: jax.Array, dtype):

@@ -62,7 +62,7 @@ def plan(config: Any, kind: str, objective: Objective, rows: int) -> Plan:
     traced = dataclasses.replace(config, layers=min(config.layers, TRACED))
     _, whole = _target(config)
     target_graph, target = _target(traced)
-    drafter = sizes(kind, traced)
+    drafter = sizes(kind, traced, objective.unroll)
     params = jax.eval_shape(lambda: start(drafter, 0)[1])
     graph = bundle.skeleton("drafter", drafter)[0]
     graphs = Graphs(target_graph, graph, drafter.taps, config.layout)

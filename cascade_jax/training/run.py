@@ -77,8 +77,8 @@ def train(
       ValueError: if `folder` holds a run with other settings, or data, batch and devices do not go together.
       FloatingPointError: if the loss is not finite.
     """
-    config = sizes(kind, model.config.target)
     objective = standard(kind) if objective is None else objective
+    config = sizes(kind, model.config.target, objective.unroll)
     schedule = Schedule() if schedule is None else schedule
     held = _held_out(rows, held_out)
     devices = 1 if mesh is None else mesh.size
