@@ -387,7 +387,7 @@ def test_the_commands_lead_from_a_model_to_one_with_an_eagle3_drafter(folder, tm
     [
         (["distill", "--count", "0"], "count must be at least 1, not 0"),
         (["distill", "--part", "3/2"], "part is K/N"),
-        (["distill", "--features", "all"], "unknown drafter 'all'; known: eagle1, eagle3, parallel"),
+        (["distill", "--features", "all"], "unknown drafter 'all'; known: eagle1, eagle3, parallel, hydra"),
         (["distill", "--prompts", "nowhere.txt"], "there is no prompts file"),
         (["distill", "--prompts", "a", "--images", "b"], "not both"),
         (["train", "--data", "nowhere", "--held-out", "1"], "a share below 1"),
@@ -416,7 +416,7 @@ def test_wrong_data_and_drafters_are_one_line_and_status_2(folder, rows, tmp_pat
         ([*train, str(tmp_path)], "holds no training data: make some with cascade-jax distill"),
         (
             [*train, str(rows.folder), "--drafter", "eagle2"],
-            "unknown drafter 'eagle2'; known: eagle1, eagle3, parallel",
+            "unknown drafter 'eagle2'; known: eagle1, eagle3, parallel, hydra",
         ),
         (
             [*train, str(rows.folder), "--batch", "3", "--accumulate", "2"],

@@ -26,7 +26,7 @@ QUICK = [
     ("chameleon", "itself", "window", 2.0, True),
     ("chameleon", "parallel", "static", 2.0, True),
 ]
-TRAINED = [(drafter, tree) for drafter in ("eagle1", "eagle3", "parallel") for tree in ("static", "dynamic")]
+TRAINED = [(drafter, tree) for drafter in ("eagle1", "eagle3", "parallel", "hydra") for tree in ("static", "dynamic")]
 DRAWN = [*TRAINED, ("itself", "window")]
 ALL = [(f, d, t, g, exact) for f in FAMILIES for d, t in DRAWN for g in (2.0, None) for exact in (False, True)]
 

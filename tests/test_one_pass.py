@@ -14,9 +14,10 @@ from tiny import FAST, Tiny
 
 import cascade_jax as cj
 from cascade_jax import cache as kv
-from cascade_jax import cli
+from cascade_jax import cli, decode
 from cascade_jax import tree as trees
 from cascade_jax.cache import Context
+from cascade_jax.drafters.hydra import Hydra, HydraConfig
 from cascade_jax.drafters.parallel import Parallel, ParallelConfig
 from cascade_jax.models.transformer import run_blocks
 from cascade_jax.sampling import Sampling, guide, warp
@@ -30,19 +31,26 @@ SAMPLED = Sampling(temperature=1.0, top_k=20, guidance=2.0)
 GREEDY = SAMPLED.replace(temperature=0.0)
 
 
-def one_pass(tiny: Tiny, depth: int, scale: float) -> Tiny:
-    """The model under a drafter in one pass that is the other one's network, with slots large enough to matter."""
-    own = tiny.drafter.config
-    config = ParallelConfig(own.block, grid=own.grid, condition_slots=own.condition_slots, depth=depth)
-    drafter = Parallel(config, rngs=nnx.Rngs(9))
+KINDS = {"parallel": (ParallelConfig, Parallel), "hydra": (HydraConfig, Hydra)}
+
+
+def one_pass(tiny: Tiny, kind: str, depth: int, scale: float) -> Tiny:
+    """The model under a drafter in one pass that is the other one's network, and otherwise large enough to matter."""
+    own, (config, module) = tiny.drafter.config, KINDS[kind]
+    drafter = module(
+        config(own.block, grid=own.grid, condition_slots=own.condition_slots, depth=depth), rngs=nnx.Rngs(9)
+    )
     nnx.update(drafter, nnx.state(tiny.drafter))
     drafter.slots[...] *= scale / 0.02
+    if kind == "hydra":
+        for matrix in (drafter.join, drafter.joined):
+            matrix.kernel[...] *= matrix.kernel.shape[0] ** -0.5 / 0.02
     return dataclasses.replace(tiny, drafter=drafter)
 
 
-@pytest.fixture(scope="module")
-def drafting(tiny) -> Tiny:
-    return one_pass(tiny, 3, 0.5)
+@pytest.fixture(scope="module", params=["parallel", pytest.param("hydra", marks=pytest.mark.slow)])
+def drafting(request, tiny) -> Tiny:
+    return one_pass(tiny, request.param, 3, 0.5)
 
 
 @pytest.mark.slow
@@ -55,11 +63,10 @@ def test_strict_greedy_decoding_is_the_autoregressive_sequence(tiny, drafting, t
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("verifier", ["walk", "traversal"])
-def test_strict_decoding_has_the_law_of_the_target_over_several_steps(tiniest, verifier):
-    """All 625 outputs of 4 tokens: siblings are drawn without replacement, cousins from the same law."""
-    drafting = one_pass(tiniest, 2, 1.0)
-    steps = assert_law(drafting, trees.parse("0 1 2 00 01 10"), verifier)
+@pytest.mark.parametrize(("kind", "verifier"), [("parallel", "walk"), ("parallel", "traversal"), ("hydra", "walk")])
+def test_strict_decoding_has_the_law_of_the_target_over_several_steps(tiniest, kind, verifier):
+    """All 625 outputs of 4 tokens: siblings are drawn without replacement, cousins from the same law or their own."""
+    steps = assert_law(one_pass(tiniest, kind, 2, 1.0), trees.parse("0 1 2 00 01 10"), verifier)
     assert np.bincount(steps, minlength=4)[1:].min() > 0.01 * len(steps)
 
 
@@ -72,30 +79,55 @@ def midway(drafting):
     return prefix, state
 
 
-def plain_levels(drafting, prefix, state, depth):
-    """The drafter's laws [B, depth, V] from one causal pass over all pairs, and slots behind the last, of each row."""
-    graph, params = nnx.split(drafting.drafter)
-    tokens = state.tokens[:, : drafting.length]
-    embedded = drafting.target.embed(jnp.concatenate([tokens] * 2))
-    embedded = jnp.concatenate([prefix.drafter_embeddings[:, 1:], embedded], axis=1)
-    features = drafting.features(prefix, tokens)
+@dataclasses.dataclass
+class Plain:
+    """The drafter without a cache: its levels from one causal pass a row, over all pairs and slots behind them."""
 
-    @functools.partial(jax.jit, compiler_options=FAST, static_argnums=3)
-    def hidden(params, embedded, features, depth):
-        drafter, rows = nnx.merge(graph, params), len(features)
-        slots = jnp.broadcast_to(drafter.slots[...][: depth - 1], (rows, depth - 1, features.shape[-1]))
-        x = jnp.concatenate([drafter.paired(embedded, features), slots], axis=1)
-        places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
-        context = Context(drafter.rope(places), kv.bias(kv.causal(x.shape[1]))[None, None])
-        return run_blocks(drafter.blocks, x, context)[0][:, -depth:]
+    drafting: Tiny
+    prefix: decode.Prefix
+    state: decode.DecodeState
 
-    laws = []
-    for row, count in enumerate(np.asarray(state.count)):
-        pairs = prefix.embeddings.shape[1] - 1 + count
-        both = np.array([row, row + 8])
-        logits = drafting.target.logits(hidden(params, embedded[both, :pairs], features[both, :pairs], depth))
-        laws.append(guide(logits, SAMPLED.guidance))
-    return np.asarray(jax.jit(warp)(jnp.stack(laws), SAMPLED.checked()))
+    def __post_init__(self):
+        drafting, prefix, state = self.drafting, self.prefix, self.state
+        graph, params = nnx.split(drafting.drafter)
+        tokens = state.tokens[:, : drafting.length]
+        embedded = drafting.target.embed(jnp.concatenate([tokens] * 2))
+        embedded = jnp.concatenate([prefix.drafter_embeddings[:, 1:], embedded], axis=1)
+        features = drafting.features(prefix, tokens)
+
+        @functools.partial(jax.jit, compiler_options=FAST)
+        def levels(params, embedded, features):
+            drafter, rows = nnx.merge(graph, params), len(features)
+            x = drafter.paired(embedded, features)
+            slots = jnp.broadcast_to(drafter.slots[...], (rows, drafter.depth - 1, x.shape[-1]))
+            return causal_pass(drafter, jnp.concatenate([x, slots], axis=1))[:, -drafter.depth :]
+
+        found = []
+        for row, count in enumerate(np.asarray(state.count)):
+            pairs, both = prefix.embeddings.shape[1] - 1 + count, np.array([row, row + 8])
+            found.append(levels(params, embedded[both, :pairs], features[both, :pairs]))
+        self.levels = jnp.stack(found, axis=1)  # [2, B, D, d]
+        self.warp = jax.jit(warp)
+
+    def __call__(self, depth, above):
+        """The law [B, V] behind nodes of this depth whose tokens are `above`, int [B]."""
+        hidden = self.levels[:, :, depth]
+        if depth and isinstance(self.drafting.drafter, Hydra):
+            hidden = self.drafting.drafter.told(hidden, jnp.stack([self.drafting.target.embed(above)] * 2))
+        logits = guide(self.drafting.target.logits(hidden), SAMPLED.guidance)
+        return np.asarray(self.warp(logits, SAMPLED.checked()))
+
+
+def causal_pass(drafter, x):
+    places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
+    context = Context(drafter.rope(places), kv.bias(kv.causal(x.shape[1]))[None, None])
+    return run_blocks(drafter.blocks, x, context)[0]
+
+
+def born(drafts, node):
+    """The tokens [B, n] of a node's children."""
+    children = SMALL.topology.children[node]
+    return drafts.tokens[:, children[children >= 0]]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3), compiler_options=FAST)
@@ -111,51 +143,50 @@ def drafted(drafting, state, tree, settings=SAMPLED, noise=None):
 
 
 def test_a_static_trees_drafts_come_from_the_laws_of_a_plain_pass(drafting, midway):
-    laws, sampled = plain_levels(drafting, *midway, 3), drafted(drafting, midway[1], SMALL)
-    greedy = drafted(drafting, midway[1], SMALL, GREEDY)
-    assert np.abs(laws[:, 0] - laws[:, 1]).max() > 0.05  # the levels' laws differ
+    plain, state = Plain(drafting, *midway), midway[1]
+    sampled, greedy = drafted(drafting, state, SMALL), drafted(drafting, state, SMALL, GREEDY)
     for drafts in (sampled, greedy):
         for i, node in enumerate(SMALL.inner):
-            law = laws[:, SMALL.depths[node]]
+            law, new = plain(SMALL.depths[node], drafts.tokens[:, node]), born(drafts, node)
             np.testing.assert_allclose(drafts.probs[:, i], law, atol=1e-4)  # float32 in other orders of summation
-            born = drafts.tokens[:, SMALL.topology.children[node][SMALL.topology.children[node] >= 0]]
-            assert np.all(np.take_along_axis(law, born, axis=1) > 0)
-            assert all(len(set(row)) == len(row) for row in born)
+            assert np.all(np.take_along_axis(law, new, axis=1) > 0)
+            assert all(len(set(row)) == len(row) for row in new)
             if drafts is greedy:
-                np.testing.assert_array_equal(born, np.argsort(-law, axis=1)[:, : born.shape[1]])
-    cousins = [sampled.tokens[:, SMALL.topology.children[node][0]] for node in (1, 2)]
-    assert not np.array_equal(*cousins)  # one law, but draws of their own
+                np.testing.assert_array_equal(new, np.argsort(-law, axis=1)[:, : new.shape[1]])
+    same = [np.abs(sampled.probs[:, i] - sampled.probs[:, 1]).max() < 1e-6 for i in (0, 2)]
+    assert same == [False, not isinstance(drafting.drafter, Hydra)]  # levels differ; nodes of one if they are told
+    assert not np.array_equal(born(sampled, 1)[:, 0], born(sampled, 2)[:, 0])  # draws of their own in any case
 
 
-def test_drafts_by_the_targets_noise_are_what_it_makes_of_the_levels_laws(drafting, midway):
-    laws = plain_levels(drafting, *midway, 3)
-    noise = jax.random.gumbel(jax.random.key(3), (8, 4, laws.shape[-1]))
+def test_drafts_by_the_targets_noise_are_what_it_makes_of_the_laws(drafting, midway):
+    plain, noise = Plain(drafting, *midway), jax.random.gumbel(jax.random.key(3), (8, 4, 40))
     drafts = drafted(drafting, midway[1], SMALL, noise=noise)
-    with np.errstate(divide="ignore"):
-        scores = np.log(laws) + np.asarray(noise)[:, :3]
     for node in SMALL.inner:
-        born = drafts.tokens[:, SMALL.topology.children[node][SMALL.topology.children[node] >= 0]]
-        best = np.argsort(-scores[:, SMALL.depths[node]], axis=1)[:, : born.shape[1]]
-        np.testing.assert_array_equal(born, best)
+        depth, new = SMALL.depths[node], born(drafts, node)
+        with np.errstate(divide="ignore"):
+            scores = np.log(plain(depth, drafts.tokens[:, node])) + np.asarray(noise)[:, depth]
+        np.testing.assert_array_equal(new, np.argsort(-scores, axis=1)[:, : new.shape[1]])
 
 
+@pytest.mark.slow
 def test_a_dynamic_tree_holds_the_likeliest_of_all_paths(drafting, midway):
-    laws, drafts = plain_levels(drafting, *midway, 3), drafted(drafting, midway[1], DYNAMIC)
-    for row in range(8):
-        best = [np.sort(level)[::-1][:4] for level in laws[row]]
-        paths = [(i,) for i in range(4)]
-        scores = {path: best[0][path[0]] for path in paths}
-        frontier = paths
-        for level in (1, 2):
-            grown = {(*path, i): scores[path] * best[level][i] for path in frontier for i in range(4)}
-            scores |= grown
-            frontier = sorted(grown, key=lambda path: -grown[path])[:4]
-        expected = sorted(scores.values(), reverse=True)[:12]
-        topology, got = jax.tree.map(lambda x: x[row], drafts.topology), [1.0]
-        for node in range(1, DYNAMIC.num_nodes):
-            parent = topology.parents[node]
-            got.append(got[parent] * laws[row, topology.depths[node] - 1, drafts.tokens[row, node]])
-        np.testing.assert_allclose(sorted(got[1:], reverse=True), expected, rtol=1e-3)
+    plain, drafts = Plain(drafting, *midway), drafted(drafting, midway[1], DYNAMIC)
+    tokens, scores, found = np.zeros((8, 1), int), np.ones((8, 1)), []
+    for depth in range(3):
+        laws = np.stack([plain(depth, column) for column in tokens.T], axis=1)
+        best = np.argsort(-laws, axis=-1)[..., :4]
+        grown = (scores[..., None] * np.take_along_axis(laws, best, axis=-1)).reshape(8, -1)
+        found.append(grown)
+        kept = np.argsort(-grown, axis=1)[:, :4]
+        tokens, scores = (np.take_along_axis(x.reshape(8, -1), kept, axis=1) for x in (best, grown))
+    expected = -np.sort(-np.concatenate(found, axis=1), axis=1)[:, : DYNAMIC.drafts]
+    got, rows = [np.ones(8)], np.arange(8)
+    for node in range(1, DYNAMIC.num_nodes):
+        parent, depth = drafts.topology.parents[:, node], drafts.topology.depths[:, node]
+        above = drafts.tokens[rows, parent]
+        laws = np.stack([plain(level, above) for level in range(3)])
+        got.append(np.stack(got)[parent, rows] * laws[depth - 1, rows, drafts.tokens[:, node]])
+    np.testing.assert_allclose(-np.sort(-np.stack(got[1:], axis=1), axis=1), expected, rtol=1e-3)
 
 
 def test_a_tree_deeper_than_the_drafter_is_refused(drafting):
@@ -171,14 +202,16 @@ def test_the_training_layout_is_that_of_decoding(drafting):
     embeddings, features = (jnp.asarray(rng.normal(size=(2, n, 32)), jnp.float32) for n in (9, 8))
     ahead = jax.jit(drafting.drafter.ahead, static_argnums=2, compiler_options=FAST)
     estimates, anchors = ahead(embeddings, features, 3), jnp.array([[1, 4], [2, 4]])
+    drafter = drafting.drafter
     for at in (0, 4):
-        x = drafting.drafter.paired(embeddings[:, 1 : at + 2], features[:, : at + 1])
-        x = jnp.concatenate([x, jnp.broadcast_to(drafting.drafter.slots[...], (2, 2, 32))], axis=1)
-        places = jnp.broadcast_to(jnp.arange(at + 3), (2, at + 3))
-        context = Context(drafting.drafter.rope(places), kv.bias(kv.causal(at + 3))[None, None])
-        hidden = run_blocks(drafting.drafter.blocks, x, context)[0]
+        x = drafter.paired(embeddings[:, 1 : at + 2], features[:, : at + 1])
+        x = jnp.concatenate([x, jnp.broadcast_to(drafter.slots[...], (2, 2, 32))], axis=1)
+        hidden = jax.jit(lambda x: causal_pass(drafter, x), compiler_options=FAST)(x)
         for i in range(3):
-            np.testing.assert_allclose(estimates[i][:, at], hidden[:, at + i], atol=3e-5)
+            level = hidden[:, at + i]
+            if i and isinstance(drafter, Hydra):
+                level = drafter.told(level, embeddings[:, at + 1 + i])
+            np.testing.assert_allclose(estimates[i][:, at], level, atol=3e-5)
     some = ahead(embeddings, features, 3, anchors=anchors)
     np.testing.assert_allclose(some[0], estimates[0], atol=1e-6)
     for i in (1, 2):

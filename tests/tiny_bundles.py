@@ -10,6 +10,7 @@ from small import VQ
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract
 from cascade_jax.drafters.eagle import EagleConfig
 from cascade_jax.drafters.eagle3 import Eagle3Config
+from cascade_jax.drafters.hydra import HydraConfig
 from cascade_jax.drafters.parallel import ParallelConfig
 from cascade_jax.models.chameleon import ChameleonConfig
 from cascade_jax.models.emu3 import Emu3Config
@@ -51,8 +52,8 @@ def config(family: str, drafter: str = "eagle1") -> Config:
         own = Eagle3Config(target.block, 64, 64, target.dim, (1, 1, 1), **places)
     else:
         table = target.vocab_size if isinstance(target, FusionConfig) else None
-        kind = ParallelConfig if drafter == "parallel" else EagleConfig
-        own = kind(dataclasses.replace(target.block, input_norm=False), vocab_size=table, **places)
+        kinds = {"eagle1": EagleConfig, "parallel": ParallelConfig, "hydra": HydraConfig}
+        own = kinds[drafter](dataclasses.replace(target.block, input_norm=False), vocab_size=table, **places)
     name = {"classes": "llamagen", "anole": "chameleon"}.get(family, family)
     return Config(name, target, own, VQ, sampling={"temperature": 1.0, "top_k": 40, "guidance": 2.0})
 

@@ -39,8 +39,15 @@ class Head:
         return logits
 
 
-def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout, shared=None) -> Draft:
-    """EAGLE-1: children are drawn without replacement, all of a level at once."""
+def fill_static(
+    drafter, target, tree: Tree, state, hidden, keys, greedy, head, layout, shared=None, descend=None
+) -> Draft:
+    """EAGLE-1: children are drawn without replacement, all of a level at once.
+
+    `descend` gives the hidden states at a level's nodes, and what it leaves to the next levels; None for a pass of the
+    drafter, see `_descend`.
+    """
+    descend = functools.partial(_descend, drafter, target, tree, state) if descend is None else descend
     tokens = [None] * tree.num_nodes
     tokens[0] = root_of(state)
     hiddens, probs, above, noise = {0: hidden}, [], [], None
@@ -49,7 +56,7 @@ def fill_static(drafter, target, tree: Tree, state, hidden, keys, greedy, head, 
     for depth, level in enumerate(tree.levels[:-1]):
         parents = [node for node in level if node in tree.inner]
         if depth:
-            x, fresh = _descend(drafter, target, tree, state, depth, parents, tokens, hiddens, above)
+            x, fresh = descend(depth, parents, tokens, hiddens, above)
             above.append((fresh, parents))
             hiddens = {node: x[:, i] for i, node in enumerate(parents)}
         logits = head(drafter, target, layout, jnp.stack([hiddens[n] for n in parents], axis=1), depth)

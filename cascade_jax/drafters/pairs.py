@@ -127,7 +127,7 @@ class PairDrafter(nnx.Module):
         hidden, past, estimates = fused, (), []
         for i in range(steps):
             if i == 1 and anchors is not None:
-                slots, hidden = anchors, _at(hidden, anchors)
+                slots, hidden = anchors, at_slots(hidden, anchors)
                 seen = kv.bias(jnp.arange(size) <= anchors[..., None])[:, None]
             run = functools.partial(step, i=i)
             hidden, fresh = (jax.checkpoint(run) if remat else run)(slots, seen, hidden, past)
@@ -146,10 +146,10 @@ class PairDrafter(nnx.Module):
           hidden: [R, n, d], the last step's estimates; in step 0 `fused`.
         """
         del fused
-        return self(_at(embeddings, slots + 1 + i), hidden, context, past)
+        return self(at_slots(embeddings, slots + 1 + i), hidden, context, past)
 
 
-def _at(x: jax.Array, slots: jax.Array) -> jax.Array:
+def at_slots(x: jax.Array, slots: jax.Array) -> jax.Array:
     """`x` [R, S, d] at slots int [R, n]; at those behind the end, the last."""
     return jnp.take_along_axis(x, jnp.minimum(slots, x.shape[1] - 1)[..., None], axis=1)
 

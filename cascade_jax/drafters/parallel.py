@@ -88,10 +88,14 @@ class Parallel(Eagle1):
         sampling = sampling.replace(temperature=jnp.where(greedy, 1.0, sampling.temperature))
         noise = None if noise is None else jnp.where(greedy, 0.0, noise)
         hidden, memory = self.levels(target, memory, tree.depth)
-        logits = Head(sampling, position)(self, target, layout, hidden, jnp.arange(tree.depth))
+        return self.fill(target, tree, memory, hidden, keys, greedy, Head(sampling, position), layout, noise), memory
+
+    def fill(self, target, tree, memory: Pairs, hidden, keys, greedy, head: Head, layout, noise) -> Draft:
+        """The tree, given the hidden states [R, D, d] of its levels; see `filling`."""
+        logits = head(self, target, layout, hidden, jnp.arange(tree.depth))
         if isinstance(tree, Tree):
-            return _drawn(tree, root_of(memory), logits, keys, greedy, sampling, noise), memory
-        return _likeliest(tree, root_of(memory), logits, sampling, noise), memory
+            return _drawn(tree, root_of(memory), logits, keys, greedy, head.sampling, noise)
+        return _likeliest(tree, root_of(memory), logits, head.sampling, noise)
 
     def levels(self, target, memory: Pairs, depth: int) -> tuple[jax.Array, Pairs]:
         """Hidden states [R, depth, d], at the root and at the slots behind it, in one pass; and the new memory."""

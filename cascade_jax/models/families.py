@@ -16,6 +16,7 @@ from cascade_jax.cache import Context, Segment
 from cascade_jax.decode import Prefix
 from cascade_jax.drafters.eagle import Eagle1, EagleConfig
 from cascade_jax.drafters.eagle3 import Eagle3, Eagle3Config
+from cascade_jax.drafters.hydra import Hydra, HydraConfig
 from cascade_jax.drafters.parallel import Parallel, ParallelConfig
 from cascade_jax.models.chameleon import Chameleon, ChameleonConfig
 from cascade_jax.models.clip import CLIP, CLIPConfig
@@ -138,6 +139,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "eagle1": Kind(EagleConfig, Eagle1),
         "eagle3": Kind(Eagle3Config, Eagle3),
         "parallel": Kind(ParallelConfig, Parallel),
+        "hydra": Kind(HydraConfig, Hydra),
     },
     "text": {"t5": Kind(T5Config, T5Encoder)},
     "metric": {
