@@ -131,12 +131,12 @@ def capacity(prefix: int, length: int, depth: int) -> int:
 
 
 def room(segment: Segment, slots: int) -> Segment:
-    """A cache of `slots` zeros for keys and values like these."""
+    """A cache of `slots` zeros for keys and values like these, of a type that suits the platform."""
 
     def zeros(axis, x):
         shape = list(x.shape)
         shape[axis] = slots
-        return jnp.zeros(shape, x.dtype)
+        return jnp.zeros(shape, platforms.cache_dtype(x.dtype))
 
     return each(zeros, segment)
 

@@ -1,7 +1,7 @@
 """What differs between kinds of machines, in one place, and what memory they have. Everything here can be overridden.
 
-Caches have the weights' type and one layout everywhere, see `cache.KV`: one head's keys together is nine times faster
-on CPU and what matrix units like elsewhere.
+Caches have one layout everywhere, see `cache.KV`: one head's keys together is nine times faster on CPU and what matrix
+units like elsewhere.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
+import jax.numpy as jnp
 
 from cascade_jax import mesh
 
@@ -22,6 +23,7 @@ class Defaults:
 
     Attributes:
       dtype: of weights, activations and caches; products are summed in float32 everywhere. (`--dtype`)
+      cache: the narrowest type of caches, whatever the weights have.
       tree: the draft tree of methods that have none of their own, until `tune-tree` has found a better one. (`--tree`)
       output_major: from how many numbers on a float32 kernel lies output-major (`models.transformer.OutputMajor`).
     """
@@ -29,12 +31,14 @@ class Defaults:
     dtype: str
     tree: str
     output_major: float = float("inf")
+    cache: str = "bfloat16"
 
 
 DEFAULTS = {
     # XLA's CPU backend converts bfloat16 weights to float32 in every product. Kernels of a million numbers and more are
     # multiplied with up to 64 rows 1.3 to 2 times sooner when they lie output-major; small ones are not.
-    "cpu": Defaults("float32", "eagle25", output_major=2**20),
+    # It converts a whole bfloat16 cache, too, whenever a step reads or writes it: two fifths of a step of LlamaGen-XL.
+    "cpu": Defaults("float32", "eagle25", output_major=2**20, cache="float32"),
     "gpu": Defaults("bfloat16", "eagle25"),
     "tpu": Defaults("bfloat16", "eagle25"),
 }
@@ -43,6 +47,27 @@ DEFAULTS = {
 def defaults() -> Defaults:
     """Those of the platform that JAX runs on; a GPU's for one that is not known here."""
     return DEFAULTS.get(jax.default_backend(), DEFAULTS["gpu"])
+
+
+_lowered = contextvars.ContextVar("lowered", default=None)
+
+
+@contextlib.contextmanager
+def lowering(platform: str):
+    """Programs traced in here are lowered for a platform that need not be the one that JAX runs on."""
+    token = _lowered.set(platform)
+    try:
+        yield
+    finally:
+        _lowered.reset(token)
+
+
+def cache_dtype(dtype):
+    """The type of a cache of keys and values that are computed in `dtype`."""
+    if _portable.get():  # for all of them alike
+        return jnp.dtype(dtype)
+    platform = _lowered.get() or jax.default_backend()
+    return jnp.promote_types(dtype, DEFAULTS.get(platform, DEFAULTS["gpu"]).cache)
 
 
 _portable = contextvars.ContextVar("portable", default=False)

@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cascade_jax import decode
+from cascade_jax import decode, platforms
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Config, Placement
 from cascade_jax.cache import capacity
@@ -101,7 +101,8 @@ def needed(config: Config, arrays: dict[str, Any], dtype, *, data: int, model: i
     slots = capacity(config.target.condition_slots, config.target.length, EAGLE_25.depth)
     heads = sum(2 * block.kv_heads * block.head_dim * count for block, count in layers)
     rows = 2 * -(-batch // data)
-    return {"parameters": parameters, "caches": heads * slots * rows * np.dtype(dtype).itemsize // model}
+    size = platforms.cache_dtype(dtype).itemsize
+    return {"parameters": parameters, "caches": heads * slots * rows * size // model}
 
 
 def put(model: Bundle, mesh: Mesh) -> Bundle:

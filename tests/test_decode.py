@@ -9,7 +9,7 @@ from laws import assert_law
 from tiny import generate, run
 
 import cascade_jax as cj
-from cascade_jax import decode
+from cascade_jax import decode, platforms
 from cascade_jax import tree as trees
 from cascade_jax.pipeline import picture_keys
 from cascade_jax.sampling import Layout, Sampling
@@ -266,10 +266,22 @@ def test_the_jitted_functions_are_the_ones_that_were_tested():
         assert jitted.__wrapped__ is plain
 
 
+def test_caches_are_of_the_type_that_suits_the_platform_of_the_program():
+    """XLA's CPU backend converts bfloat16 caches as a whole."""
+    with platforms.lowering("cuda"):
+        assert platforms.cache_dtype(jnp.bfloat16) == jnp.bfloat16
+    with platforms.lowering("cpu"):
+        assert platforms.cache_dtype(jnp.bfloat16) == jnp.float32
+        with platforms.portable():
+            assert platforms.cache_dtype(jnp.bfloat16) == jnp.bfloat16
+    assert platforms.cache_dtype(jnp.float32) == jnp.float32
+
+
 def test_bfloat16_parameters_decode(tiny):
     state = tiny.generate(SMALL, SAMPLED, dtype=jnp.bfloat16)
     assert_complete(state)
-    assert {x.dtype for x in jax.tree.leaves((state.cache, state.drafter.cache))} == {jnp.dtype(jnp.bfloat16)}
+    cache = platforms.cache_dtype(jnp.bfloat16)
+    assert {x.dtype for x in jax.tree.leaves((state.cache, state.drafter.cache))} == {cache}
     assert np.all((tokens(state) >= 0) & (tokens(state) < 40))
     # the first token's distribution moves by bfloat16's rounding of features and weights alone
     full, half = (

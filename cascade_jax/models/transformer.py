@@ -249,6 +249,7 @@ def attend_by_products(config: BlockConfig, qkv, rope, norms, past, biases) -> t
     query = query.reshape(rows, heads, groups * new, size) * jnp.asarray(size**-0.5, query.dtype)
 
     segments, scores = (*past, fresh), []
+    query = query.astype(jnp.result_type(query, *(segment.key for segment in segments)))  # a cache is not converted
     for segment, bias in zip(segments, biases, strict=True):
         if bias is None:
             own = jnp.tile(jnp.swapaxes(segment.key, 2, 3), (1, 1, groups, 1)).astype(query.dtype)

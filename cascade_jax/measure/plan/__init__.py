@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from cascade_jax import methods as by_name
+from cascade_jax import platforms
 from cascade_jax.bundle import Bundle
 from cascade_jax.measure import kernels as reading
 from cascade_jax.measure.devices import Device, DeviceError, Roofline, describe
@@ -187,12 +188,15 @@ def plan(
     if not isinstance(methods, Mapping):
         chosen = [made_for(bundle, method) if isinstance(method, str) else method for method in methods]
         methods = {method.name: method for method in chosen}
-    compiler = Compiler(bundle, device, mesh)
-    weights = {part: _bytes_on_one(tree) for part, tree in compiler.weights.items()}
-    cases = []
-    for batch in batches:
-        for label, method in methods.items():
-            cases.append(_case(compiler, label, method, batch, weights, roofline, programs, progress))
+    with platforms.lowering(device.platform):
+        compiler = Compiler(bundle, device, mesh)
+        weights = {part: _bytes_on_one(tree) for part, tree in compiler.weights.items()}
+        cases = [
+            _case(compiler, label, method, batch, weights, roofline, programs, progress)
+            for batch in batches
+            for label, method in methods.items()
+        ]
+        prompt = compiler.prompt_slots()
     cases = [_with_picture(case, cases, bundle.length, alpha) for case in cases]
     return Plan(
         name=name,
@@ -201,7 +205,7 @@ def plan(
         mesh=mesh,
         roofline=roofline,
         weights=weights,
-        prompt=compiler.prompt_slots(),
+        prompt=prompt,
         length=bundle.length,
         alpha=alpha,
         versions=_versions(device),
