@@ -249,8 +249,10 @@ def test_a_page_says_what_the_decoder_counted(drawn, seen, told):
     ]
     assert sum(told["maps"]["coupled"]) == pytest.approx(sum(charges), rel=1e-3)
     assert np.mean([step["diverged"] for step in told["steps"]]) == pytest.approx(stats.divergence[0])
-    assert told["rule"] == {"kind": "cascade", "tau_pos": pytest.approx(0.3), "tau_seq": pytest.approx(0.3),
-                            "budget": pytest.approx(0.4), "ledger": "nominal"}  # fmt: skip
+    assert told["rule"] == {
+        **{name: pytest.approx(x) for name, x in (("tau_pos", 0.3), ("tau_seq", 0.3), ("budget", 0.4))},
+        "ledger": "nominal",
+    }
 
 
 def test_turns_are_those_of_the_walk_and_their_numbers_decide(told):

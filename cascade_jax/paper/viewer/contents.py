@@ -57,9 +57,7 @@ def _rule(trace: Trace) -> dict[str, Any]:
     rule, taus = trace.rule, traces.thresholds(trace.rule)
     bounded = isinstance(rule, Bounded)
     budget = float(rule.budget) if bounded or taus is not None else None
-    own = rule.rule if bounded else rule
     return {
-        "kind": "cascade" if taus is not None else type(own).__name__.lower(),
         "tau_pos": taus and taus[0],
         "tau_seq": taus and taus[1],
         "budget": budget if budget is None or math.isfinite(budget) else None,

@@ -3,7 +3,7 @@
 const D = JSON.parse(document.getElementById("contents").textContent);
 const STEPS = D.steps.length;
 const PREFILL = 0, BONUS = 1, STRICT = 2, FIRST = 3, SECOND = 4, REJECTED = 5, UNSEEN = 6;
-const CASCADE = D.rule.kind === "cascade";
+const CASCADE = D.rule.tau_pos !== null; // the rule has two sets
 const KINDS = [
   { name: "first", word: "drawn with the prompt", glyph: "" },
   { name: "bonus", word: "added by the target", glyph: "+" },
