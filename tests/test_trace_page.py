@@ -12,6 +12,7 @@ from small import write_bundle
 
 import cascade_jax as cj
 from cascade_jax import cli, methods, trees
+from cascade_jax.evaluation import metrics
 from cascade_jax.paper import traces
 from cascade_jax.paper.viewer import document, patches
 from cascade_jax.paper.viewer.contents import encoded
@@ -207,6 +208,7 @@ def of_page(text):
 @pytest.mark.slow
 def test_an_evaluation_links_to_traces_of_its_pictures(model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(metrics, "opened", lambda order: [])  # the judge knows no pictures of this size
     flags = ["--model", model, "--count", "2", "--methods", "ar,eagle:tree=0 1", "--timed", "0", "--traces", "1"]
     assert cli.main(["eval", *flags, "--out", "run"]) == 0
     made = {path.name for path in (tmp_path / "run" / "traces").iterdir()}
