@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
@@ -166,6 +167,33 @@ class DynamicTree:
 
     def __str__(self) -> str:
         return f"{self.drafts} drafts, depth at most {self.depth}, dynamic"
+
+
+def topology_of(parents: jax.Array, width: int, depth: int) -> Topology:
+    """A tree that is data: found while drafting, or one request's among several, padded to the size of the largest.
+
+    Args:
+      parents: int [N], every node's parent, which stands before it; -1 at the root and where there is no node. Elder
+        siblings stand before younger ones.
+      width: the largest number of children.
+      depth: the largest depth.
+    """
+    parents = jnp.asarray(parents)
+    nodes = jnp.arange(len(parents))
+    ancestors = ancestors_of(parents, depth)
+    elder = (parents[:, None] == parents) & (nodes < nodes[:, None])
+    place = jnp.where(parents >= 0, parents, len(parents)), jnp.sum(elder, axis=1)
+    children = jnp.full((len(parents), width), -1).at[place].set(nodes, mode="drop")
+    return Topology(parents, jnp.sum(ancestors, axis=1) - 1, children, ancestors, depth)
+
+
+def ancestors_of(parents: jax.Array, depth: int) -> jax.Array:
+    """Which nodes are a node's ancestors, or itself: bool [N, N], of parents int [N], negative where there is none."""
+    size = parents.shape[0]
+    ancestors = (parents[:, None] == jnp.arange(size)) | jnp.eye(size, dtype=bool)
+    for _ in range(int(np.ceil(np.log2(max(depth, 2))))):
+        ancestors = (ancestors.astype(jnp.float32) @ ancestors.astype(jnp.float32)) > 0
+    return ancestors
 
 
 def chain(depth: int) -> Tree:

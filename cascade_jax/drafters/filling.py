@@ -18,7 +18,7 @@ from cascade_jax import cache as kv
 from cascade_jax.cache import Context
 from cascade_jax.draft import Draft
 from cascade_jax.sampling import Layout, Sampling, guided_logits, likeliest_of, propose, warp_logits
-from cascade_jax.tree import DynamicTree, Topology, Tree
+from cascade_jax.tree import DynamicTree, Topology, Tree, ancestors_of
 
 
 @struct.dataclass
@@ -180,11 +180,8 @@ def _keep_best(tree: DynamicTree, scores, tokens, parents, ranks) -> tuple[jax.A
     depths = jnp.append(0, jnp.asarray(depth_of)[kept])
     nodes = jnp.arange(1, tree.num_nodes)
     children = jnp.full((tree.num_nodes, tree.top_k), -1).at[parent, ranks[kept]].set(jnp.where(exists, nodes, -1))
-    link = jnp.zeros((tree.num_nodes, tree.num_nodes), bool).at[nodes, parent].set(True)
-    ancestors = link | jnp.eye(tree.num_nodes, dtype=bool)
-    for _ in range(int(np.ceil(np.log2(max(tree.depth, 2))))):
-        ancestors = (ancestors.astype(jnp.float32) @ ancestors.astype(jnp.float32)) > 0
-    topology = Topology(jnp.append(-1, parent), depths, children, ancestors, tree.depth)
+    parents = jnp.append(-1, parent)
+    topology = Topology(parents, depths, children, ancestors_of(parents, tree.depth), tree.depth)
     return jnp.where(exists, tokens[kept], -1), topology
 
 
