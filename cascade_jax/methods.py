@@ -21,7 +21,7 @@ from cascade_jax import acceptance, pipeline, platforms, rules
 from cascade_jax import bundle as bundles
 from cascade_jax import tree as trees
 from cascade_jax.acceptance import Rule
-from cascade_jax.bundle import Bundle, Prompt, default_sampling
+from cascade_jax.bundle import Bundle, BundleError, Prompt, default_sampling
 from cascade_jax.decode import Program
 from cascade_jax.drafters import jacobi
 from cascade_jax.entry import Entry, Setting, Settings
@@ -48,7 +48,7 @@ def _neighbours(bundle: Bundle, settings: Settings) -> np.ndarray:
 
 
 def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
-    if settings["group"] > (codes := bundle.config.vq.codebook_size):
+    if settings["group"] > (codes := bundle.config.target.codebook_size):
         raise ValueError(f"group must be at most {codes}, the number of codes, not {settings['group']}")
     return rules.grouped(settings["group"])
 
@@ -102,7 +102,7 @@ _ANNEALED_SETTINGS = (
     Setting("relaxation", float, "mean over the tree's levels of what the ratio is multiplied by", lambda config: 1.1),
     Setting("annealing", float, "how fast that falls with depth; 0 for not at all", lambda config: 0.7),
 )
-_GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.vq.codebook_size))
+_GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.target.codebook_size))
 _WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(32, config.target.length))
 _WINDOW_OR_DRAFTER = dataclasses.replace(_WINDOW, default=lambda of: 0 if of.drafter else _WINDOW.default(of))
 _VERIFIER = Setting("verifier", str, "how drafts are judged; traversal accepts more", lambda config: WALK, VERIFIERS)
@@ -143,7 +143,7 @@ METHODS: dict[str, Entry] = {
         Entry(
             LANTERN_PP, "bounds that mass by the token's own (arXiv 2502.06352)", _lantern_pp_rule,
             (
-                dataclasses.replace(_NEIGHBOURS, default=lambda config: min(10, config.vq.codebook_size - 1)),
+                dataclasses.replace(_NEIGHBOURS, default=lambda config: min(10, config.target.codebook_size - 1)),
                 Setting(
                     "lam", float, "bound on the mass of a token and its neighbours, in terms of the token's own",
                     lambda config: 2.0,
@@ -353,4 +353,6 @@ def draw_one(
 
 def _draw(bundle: Bundle, method: Method, prompts, keys, sampling, progress=None) -> pipeline.Generated:
     own = method.on(bundle)
+    if own.config.vq is None:
+        raise BundleError("this model has no picture tokenizer: draw its tokens, by cascade_jax.generate")
     return pipeline.generate(own, prompts, keys, method.rule, method.tree, sampling, progress, **method.drawn)

@@ -69,15 +69,15 @@ def check(config: Config, model: int) -> None:
     Raises:
       ValueError: if heads, feed-forward width or vocabulary leave a remainder; the message says what would not.
     """
-    blocks = [config.target.block] + ([] if config.drafter is None else [config.drafter.block])
+    blocks = [own.block for own in (config.target, config.drafter) if hasattr(own, "block")]
     heads = math.gcd(*(block.kv_heads for block in blocks))
-    sizes = math.gcd(heads, *(block.ffn_dim for block in blocks), config.vq.codebook_size)
+    sizes = math.gcd(heads, *(block.ffn_dim for block in blocks), config.target.codebook_size)
     if sizes % model:
         fitting = ", ".join(str(n) for n in range(1, sizes + 1) if sizes % n == 0)
         widths = " and ".join(str(block.ffn_dim) for block in blocks)
         raise ValueError(
             f"a mesh with model={model} does not divide {heads} key-value heads, feed-forward widths of {widths} and "
-            f"{config.vq.codebook_size} codes: model can be {fitting}"
+            f"{config.target.codebook_size} codes: model can be {fitting}"
         )
 
 
@@ -95,9 +95,7 @@ def needed(config: Config, arrays: dict[str, Any], dtype, *, data: int, model: i
         floating = np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jax.numpy.bfloat16
         size = np.dtype(dtype).itemsize if floating else leaf.dtype.itemsize
         parameters += math.prod(place(path, tuple(leaf.shape)).shard_shape(tuple(leaf.shape))) * size
-    layers = [(config.target.block, config.target.layers)]
-    if config.drafter is not None:
-        layers.append((config.drafter.block, config.drafter.layers))
+    layers = [(own.block, own.layers) for own in (config.target, config.drafter) if hasattr(own, "block")]
     slots = capacity(config.target.condition_slots, config.target.length, EAGLE_25.depth)
     heads = sum(2 * block.kv_heads * block.head_dim * count for block, count in layers)
     rows = 2 * -(-batch // data)

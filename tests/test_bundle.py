@@ -14,7 +14,7 @@ import small
 from flax import nnx
 
 import cascade_jax as cj
-from cascade_jax import bundle, cli
+from cascade_jax import bundle, cli, methods, sharding
 from cascade_jax.bundle.arrays import flat, nested, plain
 from cascade_jax.models import families
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
@@ -221,6 +221,23 @@ def test_a_registered_family_is_written_loaded_and_drawn_from(folder, tmp_path):
     assert isinstance(mine.merged("target"), MyModel)
     drawn = [cj.generate(m, ["a red ball on gravel"], jax.random.key(0), tree=cj.trees.chain(2)) for m in (model, mine)]
     np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
+
+
+def test_a_model_without_a_picture_tokenizer_draws_tokens(folder, tmp_path):
+    whole = cj.load(folder)
+    config = dataclasses.replace(whole.config, vq=None)
+    bundle.save(tmp_path / "plain", config, bundle.load(folder).params | {"vq": None})
+    plainer = cj.load(tmp_path / "plain")
+    sharding.check(plainer.config, 2)  # asks for no part that is not there
+    drawn = [
+        cj.generate(m, ["a red ball on gravel"], jax.random.key(0), tree=cj.trees.chain(2)) for m in (whole, plainer)
+    ]
+    np.testing.assert_array_equal(drawn[0].tokens, drawn[1].tokens)
+    assert drawn[1].images is None
+    with pytest.raises(bundle.BundleError, match="has no picture tokenizer: it draws tokens"):
+        plainer.merged("vq")
+    with pytest.raises(bundle.BundleError, match="has no picture tokenizer: draw its tokens"):
+        methods.draw_one(plainer, methods.method("ar", plainer), "a red ball on gravel", 0, 0)
 
 
 @pytest.mark.usefixtures("clean")

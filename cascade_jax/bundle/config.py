@@ -12,6 +12,7 @@ from cascade_jax.models import families
 from cascade_jax.sampling import Sampling
 
 FORMAT = 1
+_WRITTEN = {"written": True}  # in config.json, even where it is nothing
 CONFIG = "config.json"
 
 
@@ -27,7 +28,7 @@ class Config:
       family: which architecture the target has, one of the targets of `models.families`.
       target: its sizes.
       drafter: the drafter's sizes; None without one.
-      vq: the picture tokenizer's sizes.
+      vq: the picture tokenizer's sizes; None for a model that draws tokens alone.
       text: how prompts are read, see `text.readers`: "scenes", "t5", "class" (a class's number), "tokens" (the target
         reads text itself); None where they come encoded.
       sampling: default sampling settings.
@@ -40,8 +41,8 @@ class Config:
 
     family: str
     target: Any
-    drafter: Any | None
-    vq: Any
+    drafter: Any | None = dataclasses.field(default=None, metadata=_WRITTEN)
+    vq: Any | None = dataclasses.field(default=None, metadata=_WRITTEN)
     text: str | None = None
     sampling: dict[str, Any] = dataclasses.field(default_factory=dict)
     cascade: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -168,7 +169,8 @@ def built(cls: type, raw: dict[str, Any], where: str = "") -> Any:
 
 
 def _required(field: dataclasses.Field) -> bool:
-    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    return not optional or "written" in field.metadata
 
 
 def _value(hint: Any, x: Any, place: str) -> Any:

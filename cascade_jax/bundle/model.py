@@ -128,7 +128,7 @@ class Bundle:
         Raises:
           ValueError: if there are not as many.
         """
-        codes = self.config.vq.codebook_size
+        codes = self.config.target.codebook_size
         if not 0 <= count < codes:
             raise ValueError(f"neighbours must be between 0 and {codes - 1} for {codes} codes, not {count}")
         table = self.neighbours
@@ -143,7 +143,12 @@ class Bundle:
         return self._graphs[part]
 
     def merged(self, part: str) -> nnx.Module:
-        """A part as a module: "target", "drafter" or "vq"."""
+        """A part as a module: "target", "drafter" or "vq". Raises a BundleError if there is none."""
+        if part not in self._graphs:
+            what = {"vq": "no picture tokenizer: it draws tokens, and makes no pictures of them"}.get(
+                part, f"no {part}"
+            )
+            raise BundleError(f"this model has {what}")
         return nnx.merge(self._graphs[part], self.params[part])
 
     def encode(self, prompts: Sequence[str | Prompt]) -> list[Prompt]:
@@ -162,8 +167,10 @@ class Bundle:
         stacked = self.config.target.stack(prompts)
         return prefix(self._graphs["target"], drafter, guided, states, stacked)
 
-    def images(self, tokens: jax.Array) -> np.ndarray:
-        """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]."""
+    def images(self, tokens: jax.Array) -> np.ndarray | None:
+        """Output tokens int [B, L] as pictures, uint8 [B, H, W, 3]; None without a picture tokenizer."""
+        if self.config.vq is None:
+            return None
         codes = self.config.target.codes(tokens)
         return np.asarray(_pictures(self._graphs["vq"], self.params["vq"], codes))
 
@@ -173,7 +180,7 @@ class Bundle:
 
 def usual_neighbours(config: Config) -> int:
     """LANTERN's neighbourhood: 1,000 of 16,384 codes; at most a twentieth of the codebook."""
-    return min(1000, config.vq.codebook_size // 20)
+    return min(1000, config.target.codebook_size // 20)
 
 
 @functools.lru_cache(maxsize=4)
@@ -242,7 +249,7 @@ def abstract(config: Config, dtype=jnp.float32) -> Bundle:
         return jax.ShapeDtypeStruct(leaf.shape, cast(leaf.dtype, dtype))
 
     states = {part: jax.tree.map(shape, state) for part, (_, state) in skeletons(config).items()}
-    return Bundle(config, {"drafter": None, "text": None, **states})
+    return Bundle(config, {"drafter": None, "vq": None, "text": None, **states})
 
 
 class OneKey:

@@ -188,7 +188,7 @@ def load(
     _, states, found = _filled(directory, config, dtype, placement, contents, for_decoding and placement is None)
     return Bundle(
         config,
-        {"drafter": None, "text": found.get(("text",)), **states},
+        {"drafter": None, "vq": None, "text": found.get(("text",)), **states},
         neighbours=_neighbours(directory, config),
         trees=tuned.read(directory),
     )
@@ -266,7 +266,7 @@ def _neighbours(directory: pathlib.Path, config: Config) -> np.ndarray | None:
         return None
     try:
         table = np.load(file, mmap_mode="r")
-        if table.ndim != 2 or table.dtype != np.int32 or len(table) != config.vq.codebook_size:
+        if table.ndim != 2 or table.dtype != np.int32 or len(table) != config.target.codebook_size:
             raise ValueError(f"it is {table.dtype} {table.shape}")
     except (OSError, ValueError) as error:
         raise BundleError(f"{file} is damaged (make it again: cascade-jax neighbours): {_first_line(error)}") from error

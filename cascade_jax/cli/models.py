@@ -132,8 +132,8 @@ class Neighbours(Command):
         from cascade_jax import bundle
 
         config = bundle.read_config(self.model)
-        if not 1 <= self.k < config.vq.codebook_size:
-            raise ValueError(f"k must be between 1 and {config.vq.codebook_size - 1}, not {self.k}")
+        if not 1 <= self.k < config.target.codebook_size:
+            raise ValueError(f"k must be between 1 and {config.target.codebook_size - 1}, not {self.k}")
         return bundle.load(self.model).merged("vq").raw_codebook()
 
     def run(self, codebook, line) -> None:

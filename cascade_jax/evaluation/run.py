@@ -237,7 +237,7 @@ def settle(
 
 def weights_of(bundle: Bundle) -> dict[str, str | None]:
     """Digests of the parameters that pictures depend on: "target", "drafter" (None without one) and "vq"."""
-    return {part: digest(bundle.params[part]) for part in ("target", "drafter", "vq")}
+    return {part: digest(bundle.params.get(part)) for part in ("target", "drafter", "vq")}
 
 
 def dtype_of(bundle: Bundle) -> str:

@@ -77,7 +77,7 @@ def lower(
         like = jax.eval_shape(own.start, *given, settings)
         stored = _shapes(like.replace(keys=jax.eval_shape(jax.random.key_data, like.keys)))
         made["step"] = exported(own.step(like), states, stored, rule, settings)
-    if "pictures" in programs:
+    if "pictures" in programs and model.config.vq is not None:
         tokens = jax.ShapeDtypeStruct((rows, program.length), jnp.int32)
         made["pictures"] = exported(_pictures(model), _shapes(model.params["vq"]), tokens)
     if "text" in programs and model.config.encoder is not None:

@@ -218,7 +218,7 @@ def made_for(bundle: Bundle, name: str, **settings) -> Method:
     empty."""
     by_name.check_name(name)
     if "neighbours" in by_name.takes(name) and bundle.neighbours is None:
-        codes = bundle.config.vq.codebook_size
+        codes = bundle.config.target.codebook_size
         bundle = dataclasses.replace(bundle, neighbours=np.zeros((codes, min(1000, codes - 1)), np.int32))
     return by_name.method(name, bundle, **settings)
 

@@ -83,7 +83,7 @@ class Compiler:
             "prefill": lambda: self._compile(jax.jit(start), *given),
             "step": lambda: self._compile(_step, program, params, state, rule, settings),
             "loop": lambda: self._compile(decode.run_jit, program, params, state, rule, settings),
-            "pixels": functools.partial(self._pixels, batch),
+            **self._pixels_of(batch),
         }
 
     def prompt_slots(self) -> int:
@@ -116,8 +116,10 @@ class Compiler:
 
             return compile_on_mesh
 
-        pixels = functools.partial(self._pixels, batch)
-        return {"prefill": within(lambda: _measured(*prefilled())), "loop": within(loop), "pixels": pixels}
+        return {"prefill": within(lambda: _measured(*prefilled())), "loop": within(loop), **self._pixels_of(batch)}
+
+    def _pixels_of(self, batch: int) -> dict[str, Callable[[], Compiled]]:
+        return {} if self.bundle.config.vq is None else {"pixels": functools.partial(self._pixels, batch)}
 
     def _pixels(self, batch: int) -> Compiled:
         """The picture decoder, which is the same for all methods."""
