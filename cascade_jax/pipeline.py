@@ -169,7 +169,8 @@ def generate(
       sampling: None for the model's own settings.
       progress: called now and then with (tokens drawn, tokens in all). Without it, and where nobody watches for
         interrupts, nothing returns to the host before the last token.
-      drafter: one without parameters, `drafters.jacobi.Jacobi` for instance, in place of the model's own.
+      drafter: one without parameters, `drafters.jacobi.Jacobi` for instance, in place of the model's own; any for a
+        target of one's own.
       noise: "gumbel" draws with noise that belongs to the output position: one and the same picture for a key, whatever
         the tree and drafter. None for that with `exact()`, and for "fresh" random numbers with other rules.
       verifier: of a strict rule, "traversal" accepts more than the "walk"; see `verify.verify`.

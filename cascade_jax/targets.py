@@ -98,8 +98,8 @@ class Target:
       commit: (cache, fresh, path int [n], length int []) -> cache: the same cache with the new tokens path[0], path[1],
         ... in this order behind the `length` that it holds; those from the first -1 on are not kept. They may be
         written all the same where what comes next overwrites them.
-      cache: slots -> the empty cache of one sequence, with room for so many tokens; arrays of any shapes. The prefix
-        is read into it by `forward`, with the causal mask, and `commit`.
+      cache: slots -> the empty cache of one sequence, arrays of any shapes. Its slots hold prefix, output and one whole
+        tree behind them. The prefix is read into it by `forward`, with the causal mask, and `commit`.
       embed: (params, tokens int [...]) -> [..., h], for drafters of EAGLE's kind, which borrow the network's ends.
       head: (params, features [..., h]) -> logits [..., V], likewise.
       length: output tokens (L); `generate` may be given another number.
@@ -179,7 +179,8 @@ class Target:
                 f"the drafter reads layers {drafter.taps} of the target, and forward gives its last features"
             )
         graph = nnx.graphdef(drafter) if tree.depth else None
-        return Program(self.functions, graph, tree, self.length, self.layout, (), noise, verifier)
+        functions = dataclasses.replace(self.functions, nodes=tree.num_nodes)
+        return Program(functions, graph, tree, self.length, self.layout, (), noise, verifier)
 
     def decoding_params(self, program: Program) -> dict[str, Any]:
         """The parameters that `program` reads."""
@@ -233,7 +234,12 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Functions:
-    """A target's functions, the static part of it; see `Target`."""
+    """A target's functions, the static part of it; see `Target`.
+
+    Attributes:
+      vocab: how many tokens there are logits for.
+      nodes: of the tree that is drafted.
+    """
 
     forward: Forward
     commit: Commit
@@ -241,6 +247,7 @@ class Functions:
     embed: Callable[[Any, jax.Array], jax.Array] | None
     head: Callable[[Any, jax.Array], jax.Array] | None
     vocab: int
+    nodes: int = 1
 
     def bind(self, params: Any) -> "Bound":
         """The target with its parameters."""
@@ -270,7 +277,9 @@ class Bound:
     def read(self, prefix: Prefix, slots: int, taps: tuple[int, ...]) -> tuple[Pass, Any]:
         tokens = prefix.embeddings
         order, none = jnp.arange(tokens.shape[1]), jnp.zeros(tokens.shape[0], jnp.int32)
-        empty = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(none), *jnp.shape(x))), self.functions.cache(slots))
+        # a forward pass may write all nodes where one path of them will stay
+        empty = self.functions.cache(kv.capacity(slots, self.functions.nodes, 0))
+        empty = jax.tree.map(lambda x: jnp.broadcast_to(x, (len(none), *jnp.shape(x))), empty)
         seen, fresh = self.look(empty, kv.Filled(none), tokens, order[None], kv.causal(len(order))[None], taps)
         path = jnp.broadcast_to(order, tokens.shape)
         return seen, self.keep(empty, fresh, none, path, prefix.length, seen.said[:, 0, 0])

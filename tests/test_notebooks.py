@@ -21,8 +21,8 @@ def texts(cell: dict) -> list[str]:
     return ["".join(text) for text in said]
 
 
-def test_there_are_seven():
-    assert [file.stem.split("_")[0] for file in NOTEBOOKS] == list("1234567")
+def test_there_are_eight():
+    assert [file.stem.split("_")[0] for file in NOTEBOOKS] == list("12345678")
 
 
 @pytest.mark.parametrize("file", NOTEBOOKS, ids=lambda file: file.stem)

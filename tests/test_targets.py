@@ -2,6 +2,9 @@
 
 import dataclasses
 import functools
+import pathlib
+import re
+from typing import Protocol
 
 import chains
 import jax
@@ -13,7 +16,7 @@ from flax import nnx, struct
 
 import cascade_jax as cj
 from cascade_jax import cache as kv
-from cascade_jax import decode, mesh, trees
+from cascade_jax import decode, mesh, targets, trees
 from cascade_jax.cache import Context
 from cascade_jax.draft import Draft
 from cascade_jax.drafters.eagle import Eagle1, EagleConfig
@@ -287,6 +290,16 @@ def test_guidance_has_the_law_of_the_guided_logits():
     ]
     guided = logits[1] + 1.5 * (logits[0] - logits[1])
     assert chains.pvalue(counts, np.exp(guided) / np.exp(guided).sum()) > 1e-3
+
+
+@pytest.mark.slow
+def test_the_page_on_targets_says_what_is_so():
+    page = pathlib.Path(__file__).parents[1] / "docs" / "targets.md"
+    running = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.S):
+        exec(compile(block, page.name, "exec"), running)
+    for name in re.findall(r"^\| `\w+` \| `(\w+)` \|", page.read_text(encoding="utf-8"), flags=re.M):
+        assert issubclass(getattr(targets, name), Protocol)
 
 
 # What is wrong is said once, before anything is compiled, with both shapes.
