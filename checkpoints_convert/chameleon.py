@@ -187,6 +187,7 @@ VQGAN = Format(
     _configure_vq,
     lambda config: vqgan.taming_names(config, finest_first=True),
     skip=("loss.**", CODES),  # what it was trained against
+    absent=("decoder.norm_out.norm_layer.weight",),  # MoVQGAN
 )
 
 
@@ -197,7 +198,7 @@ def _family(name: str, style: str) -> Family:
             Format(
                 "Chameleon, Hugging Face layout",
                 "target",
-                ("model.embed_tokens.weight", "model.layers.{}.self_attn.q_norm.weight", "lm_head.weight"),
+                ("model.embed_tokens.weight", "model.layers.{}.self_attn.q_norm.bias", "lm_head.weight"),
                 _configure_hugging_face(style),
                 _hugging_face,
                 # the encoder's half of the VQGAN, and constants

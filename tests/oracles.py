@@ -11,6 +11,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import numpy as np
+import published
 import torch
 import transformers
 from flax import nnx
@@ -126,6 +127,12 @@ EMU3_VQ = {
 }  # fmt: skip
 
 
+def ibq() -> dict[str, np.ndarray]:
+    """Emu3.5's picture tokenizer: VQGAN's tensors."""
+    sizes = dict(channels=32, multipliers=(1,) * 5, blocks=1, latent=32, codes=CODES, width=8)
+    return published.vqgan(**sizes, attention=True)
+
+
 def emu3_vq(seed: int = 0) -> transformers.Emu3VQVAE:
     """Emu3's tokenizer of pictures and films; two levels, with statistics of its batch norms that matter."""
     return _with_statistics(_random(transformers.Emu3VQVAE(transformers.Emu3VQVAEConfig(**EMU3_VQ)), seed), seed)
@@ -147,6 +154,23 @@ def emu3(vocabulary: dict[str, int], seed: int = 0) -> transformers.Emu3ForCondi
     }  # fmt: skip
     config = transformers.Emu3Config(text_config=text, vq_config=EMU3_VQ, vocabulary_map=vocabulary)
     return _with_statistics(_random(transformers.Emu3ForConditionalGeneration(config), seed), seed)
+
+
+def emu3_5(vocabulary: dict[str, int], seed: int = 0) -> transformers.Qwen3ForCausalLM:
+    """Emu3.5's architecture, tensors and their names are Qwen3's."""
+    config = transformers.Qwen3Config(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        rms_norm_eps=1e-5,
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        tie_word_embeddings=False,
+    )
+    return _random(transformers.Qwen3ForCausalLM(config), seed)
 
 
 def write_tiktoken(folder: pathlib.Path, longer: tuple[bytes, ...] = (b"th", b"the", b" t", b" the")) -> pathlib.Path:

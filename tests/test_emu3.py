@@ -191,6 +191,46 @@ def test_a_head_without_picture_tokens_and_a_tokenizer_of_other_codes_are_refuse
         planned(tables.ORIGINAL, open_source(folder), Known({}, pixels=8))
 
 
+# Emu3.5.
+
+
+@pytest.fixture(scope="module")
+def hub_5(hub, tmp_path_factory):
+    """Emu3.5-Image with the text tokenizer of its repository beside it, and its picture tokenizer."""
+    hub_5 = tmp_path_factory.mktemp("hub")
+    vocabulary = tiktoken.vocabulary(oracles.write_tiktoken(hub_5 / "Emu3.5-Image"))
+    oracles.save(oracles.emu3_5(vocabulary), hub_5 / "Emu3.5-Image")
+    published.write_pickle(hub_5 / "Emu3.5-VisionTokenizer" / "model.ckpt", oracles.ibq(), "state_dict")
+    return hub_5
+
+
+@pytest.mark.slow
+def test_emu3_5s_features_and_logits_are_those_of_transformers_qwen3(hub_5):
+    model = oracles.module(tables.EMU35_MODEL, hub_5 / "Emu3.5-Image", Known({}, pixels=64))
+    config, forced = model.config, np.array(model.config.layout.forced)
+    reference = oracles.emu3_5(tiktoken.vocabulary(hub_5 / "Emu3.5-Image" / "emu3.tiktoken"))
+    drawn = np.random.default_rng(3).integers(0, oracles.CODES, (4, config.length))
+    tokens = np.where(forced < 0, drawn, forced)
+    features, logits = oracles.scored(model, oracles.prefix(model, prompts(config), True), tokens)
+    head = reference.lm_head.weight.detach().numpy()[config.first_code : config.first_code + oracles.CODES]
+    for row, ids in enumerate(prefix_rows(config)):
+        want = reference_features(reference, text_ids(config, ids, tokens[row]))[len(ids) - 1 : -1]
+        np.testing.assert_allclose(features[row], want, **FP32)
+        np.testing.assert_allclose(logits[row], want @ head.T, **FP32)
+
+
+@pytest.mark.slow
+def test_emu3_5_converts_with_its_tokenizer_and_is_told_from_emu3(hub_5, tmp_path):
+    sources = [hub_5 / "Emu3.5-Image", hub_5 / "Emu3.5-VisionTokenizer"]
+    config = convert("auto", sources, tmp_path / "model", pixels=64)
+    assert config.target.style == "emu3.5" and config.target.qk_norm and config.family == "emu3"
+    assert config.vq.by_product and not config.vq.l2_norm and config.vq.downsampling == 16 and config.vq.attention
+    words = tiktoken.encoder(hub_5 / "Emu3.5-Image" / "emu3.tiktoken")
+    assert config.target.unguided == config.target.unconditional(words)
+    with pytest.raises(ConvertError, match=r"no part of emu3: it looks like Emu3\.5"):
+        convert("emu3", sources, tmp_path / "other", pixels=64)
+
+
 # Words.
 
 

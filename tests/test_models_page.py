@@ -12,6 +12,8 @@ import pytest
 from test_convert_families import SMALL, meta, shared_norms
 
 from cascade_jax import cli
+from checkpoints_convert import tiktoken
+from checkpoints_convert.sources import open_source
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "models.md"
 FETCHED = "From the hub"  # its addresses are filled in by who reads it
@@ -72,6 +74,29 @@ def janus(home: pathlib.Path) -> None:
     oracles.save(oracles.janus(seed=4), home / "Janus-Pro-7B", oracles.janus_vocabulary())
 
 
+def lumina2(home: pathlib.Path) -> None:
+    first, names = 155000, ["<|endoftext|>", "<unk>", "\n", *map(chr, range(32, 127)), "<racm3:break>", "<eoss>"]
+    names += ["<reserved08706>", "<reserved08799>", *(f"<reserved{8800 + i:05d}>" for i in range(25))]
+    model = oracles.chameleon(vocab_size=first + oracles.CODES, vocabulary_map={"<image>": 1})
+    oracles.save(model, home / "Lumina-mGPT-2.0", {name: i for i, name in enumerate(names)})
+    sizes = dict(channels=32, multipliers=(1,) * 4, blocks=1, latent=4, codes=oracles.CODES, width=4)
+    published.write_pickle(home / "movqgan_270M.ckpt", published.vqgan(**sizes, attention=True, modulated=True))
+
+
+def emu3(home: pathlib.Path) -> None:
+    """Emu3 with pictures of 16 pixels, under its authors' names, and Emu3.5."""
+    vocabulary = tiktoken.vocabulary(oracles.write_tiktoken(home / "Emu3-Gen"))
+    oracles.save(oracles.emu3(vocabulary), home / "hf")
+    weights = {name: np.array(tensor.read()) for name, tensor in open_source(home / "hf").tensors.items()}
+    text = {n.removeprefix("text_model."): w for n, w in weights.items() if "vqmodel" not in n}
+    settings = {"num_attention_heads": 4, "image_area": 256, "rope_theta": 1e6}
+    published.write_folder(home / "Emu3-Gen", text, settings)
+    published.write_folder(home / "Emu3-VisionTokenizer", oracles.emu3_vq_original(weights), {})
+    oracles.write_tiktoken(home / "Emu3.5-Image")
+    oracles.save(oracles.emu3_5(vocabulary), home / "Emu3.5-Image")
+    published.write_pickle(home / "Emu3.5-VisionTokenizer" / "model.ckpt", oracles.ibq(), "state_dict")
+
+
 def metrics(home: pathlib.Path) -> None:
     oracles.save(oracles.clip(2), home / "clip")
     with np.load(pathlib.Path(__file__).parent / "golden" / "inception.npz") as golden:
@@ -85,6 +110,8 @@ MAKERS = {
     "Lumina-mGPT": chameleon,
     "Anole": chameleon,
     "Janus-Pro": janus,
+    "Lumina-mGPT 2.0": lumina2,
+    "Emu3 and Emu3.5": emu3,
     "CLIP and Inception-v3, to measure pictures with": metrics,
 }
 

@@ -17,7 +17,8 @@ class Bench(Command):
     """Of a model, or of random weights of a published model's sizes."""
 
     shapes: Annotated[str | None, flags.hint("SHAPES")] = None
-    """instead of a model, random weights of published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b"""
+    """instead of a model, random weights of published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b,
+    lumina-mgpt-2-7b, emu3-gen-8b, emu3.5-image-34b"""
     alpha: Annotated[float | None, flags.hint("X")] = None
     """project the time of whole pictures for this many accepted drafts a step, which random weights do not reach"""
     batch: flags.commas(int, "N,N,...") = (1, 2, 4, 8, 16)

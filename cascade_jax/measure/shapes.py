@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from cascade_jax import platforms
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract, laid_out
 from cascade_jax.drafters.eagle import EagleConfig
-from cascade_jax.models import chameleon, emu3, families, janus, llamagen, movq
+from cascade_jax.models import chameleon, emu3, families, janus, llamagen, lumina2, movq
 from cascade_jax.models.vq import DS16, IBQ
 
 SHAPES = {
@@ -18,10 +18,11 @@ SHAPES = {
     "llamagen-7b": llamagen.preset("7B", image_tokens=1024),
     "lumina-mgpt-7b": chameleon.preset("lumina-mgpt-7b-768"),
     "janus-pro-7b": janus.preset("7B"),
+    "lumina-mgpt-2-7b": lumina2.preset("lumina-mgpt-2-7b"),
     "emu3-gen-8b": emu3.preset("emu3-gen-8b"),
     "emu3.5-image-34b": emu3.preset("emu3.5-image-34b"),
 }
-TOKENIZERS = {"emu3-gen-8b": movq.EMU3, "emu3.5-image-34b": IBQ}
+TOKENIZERS = {"lumina-mgpt-2-7b": movq.MOVQGAN, "emu3-gen-8b": movq.EMU3, "emu3.5-image-34b": IBQ}
 """Of shapes whose picture tokenizer is no LlamaGen's."""
 
 

@@ -26,6 +26,7 @@ from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.janus import Janus, JanusConfig
 from cascade_jax.models.judge import Judge, JudgeConfig
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
+from cascade_jax.models.lumina2 import Lumina2Config
 from cascade_jax.models.movq import MoVQ, MoVQConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.t5 import T5Config, T5Encoder
@@ -133,6 +134,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "chameleon": Kind(ChameleonConfig, Chameleon),
         "janus": Kind(JanusConfig, Janus),
         "emu3": Kind(Emu3Config, EarlyFusion),
+        "lumina2": Kind(Lumina2Config, EarlyFusion),
     },
     "vq": {"llamagen": Kind(VQConfig, VQModel), "movq": Kind(MoVQConfig, MoVQ)},
     "drafter": {
