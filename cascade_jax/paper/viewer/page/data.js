@@ -4,6 +4,8 @@ const D = JSON.parse(document.getElementById("contents").textContent);
 const STEPS = D.steps.length;
 const PREFILL = 0, BONUS = 1, STRICT = 2, FIRST = 3, SECOND = 4, REJECTED = 5, UNSEEN = 6;
 const CASCADE = D.rule.tau_pos !== null; // the rule has two sets
+const MORE = differs((chance, strict) => chance > strict), LESS = differs((chance, strict) => chance < strict);
+const LOSSLESS = !MORE && !LESS;
 const KINDS = [
   { name: "first", word: "drawn with the prompt", glyph: "" },
   { name: "bonus", word: "added by the target", glyph: "+" },
@@ -14,6 +16,12 @@ const KINDS = [
   { name: "rejected", word: "rejected", glyph: "×" },
   { name: "unseen", word: "not reached", glyph: "" },
 ];
+
+// whether the rule ever held a draft against another chance than the strict one
+function differs(how) {
+  const chance = D.fields.indexOf("probability"), strict = D.fields.indexOf("strict");
+  return D.steps.some((step) => step.turns.some((row) => how(row[chance], row[strict])));
+}
 
 // rows of numbers to objects, when a step is looked at
 function turnsOf(step) {

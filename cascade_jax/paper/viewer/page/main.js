@@ -24,8 +24,9 @@ function sentence(step) {
   const relaxed = record.path.filter((node) => kinds[node] === FIRST || kinds[node] === SECOND).length;
   if (parentsOf(step).length === 1) return "One pass of the target, one token: there are no drafts.";
   const drafts = record.tokens.filter((token, node) => node && token >= 0).length;
-  const parts = [`${count(tokens, "token")} from one pass of the target: of ${count(drafts, "draft")}, ${record.path.length} accepted`];
-  if (relaxed) parts.push(`${relaxed} of them only because the rule relaxes`);
+  const drew = `${count(tokens, "token")} from one pass of the target`;
+  const parts = [`${drew}: of ${count(drafts, "draft")}, ${record.path.length} accepted`];
+  if (relaxed) parts.push(`${relaxed === record.path.length ? "all" : relaxed} of them only because the rule relaxes`);
   const ends = record.diverged ? " The strict decoder, with the same random numbers, would have parted here." : "";
   return `${parts.join(", ")}.${ends}`;
 }
@@ -81,13 +82,14 @@ function onKey(event) {
   const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -STEPS, End: STEPS };
   if (event.key in moves) goTo(at + moves[event.key]);
   else if (event.key === " " && event.target.id !== "theme") play(playing === null);
-  else if ((event.key === "ArrowUp" || event.key === "ArrowDown") && !ranged && at) moveNode(event.key === "ArrowUp" ? -1 : 1);
+  else if (event.key in { ArrowUp: 0, ArrowDown: 0 } && !ranged && at) moveNode(event.key === "ArrowUp" ? -1 : 1);
   else return;
   event.preventDefault();
 }
 
 function dark() {
-  return (document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const own = document.documentElement.dataset.theme;
+  return own ? own === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }
 
 function redraw() {
@@ -104,18 +106,28 @@ function tell() {
   $("lead").textContent = STEPS < D.length - 1
     ? `${D.length} tokens in ${steps} of the target, ${each} a step. Token by token they take ${D.length - 1}.`
     : `${D.length} tokens, one a step.`;
-  const settings = Object.entries(D.settings).map(([name, value]) => `${name} ${value}`).join(", ");
-  const sampling = Object.entries(D.sampling).filter(([, value]) => value !== null).map(([name, value]) => `${name.replace("_", "-")} ${value}`).join(", ");
-  const how = [["model", D.model], ["method", D.method], ["settings", settings || "none"], ["tree", D.tree],
-    ["seed", `${D.seed}, picture ${D.number}`], ["sampling", sampling || "the model's"], ["command", D.command]];
+  const listed = (settings) =>
+    Object.entries(settings)
+      .filter(([, value]) => value !== null)
+      .map(([name, value]) => `${name.replace("_", "-")} ${value}`)
+      .join(", ");
+  const how = [
+    ["model", D.model],
+    ["method", D.method],
+    ["settings", listed(D.settings) || "none"],
+    ["tree", D.tree],
+    ["seed", `${D.seed}, picture ${D.number}`],
+    ["sampling", listed(D.sampling) || "the model's"],
+    ["command", D.command],
+  ];
   for (const [name, value] of how) if (value) $("how").append(element("dt", {}, name), element("dd", {}, value));
-  const kinds = D.steps.some((record) => record.turns.length) ? [STRICT, FIRST, ...(CASCADE ? [SECOND] : []), REJECTED, UNSEEN, BONUS] : [BONUS];
-  const lossless = !Object.values(D.maps).some((values) => values.some((value) => value > 0));
-  for (const kind of kinds) {
-    if (lossless && kind === FIRST && !CASCADE) continue;
-    $("legend").append(element("li", {}, element("span", { class: `swatch ${KINDS[kind].name}` }, KINDS[kind].glyph), KINDS[kind].word));
+  const relaxed = CASCADE ? [FIRST, SECOND] : LOSSLESS ? [] : [FIRST];
+  for (const kind of [STRICT, ...relaxed, REJECTED, UNSEEN, BONUS].map((own) => KINDS[own])) {
+    $("legend").append(element("li", {}, element("span", { class: `swatch ${kind.name}` }, kind.glyph), kind.word));
   }
-  $("heat-figure").hidden = lossless;
+  $("heat-figure").hidden = LOSSLESS;
+  $("note-added").hidden = !MORE;
+  $("note-lacking").hidden = !LESS;
   $("beside-figure").hidden = !D.beside;
   $("sets-note").hidden = !CASCADE;
 }
@@ -146,7 +158,8 @@ function listen() {
 
 tell();
 listen();
-Promise.all([loaded(D.picture), D.beside && loaded(D.beside), loaded(D.sheet.picture)]).then(([picture, beside, patches]) => {
+const pictures = [D.picture, D.beside, D.sheet.picture].map((source) => source && loaded(source));
+Promise.all(pictures).then(([picture, beside, patches]) => {
   Object.assign(images, { picture, beside });
   sheet = patches;
   const asked = /^#step=(\d+)$/.exec(location.hash);

@@ -47,18 +47,21 @@ function depthOf(step, node) {
   return depth;
 }
 
-function members(step, kind, pairs, total) {
+// a set: its members, each with the mass it brings, and what became of it
+function members(step, kind, pairs, total, added) {
   const record = D.steps[step - 1];
   const chips = pairs.map(([node, mass]) =>
     element("span", { class: "chip" }, patch(record.patches[node]), element("span", {}, `${record.tokens[node]}`),
       element("em", {}, number(mass))));
-  const sum = element("span", { class: "sum" }, pairs.length ? `together ${number(total)}` : "empty");
+  const sum = element("span", { class: "sum" }, pairs.length ? `together ${number(total)}${added ? "" : ", not added"}` : "empty");
   return element("div", { class: `set ${KINDS[kind].name}` }, element("b", {}, KINDS[kind].glyph), ...chips, sum);
 }
 
 function facts(pairs) {
   const list = element("dl", { class: "facts" });
-  for (const [name, value, note] of pairs) list.append(element("div", {}, element("dt", {}, name), element("dd", { title: note || "" }, value)));
+  for (const [name, value, note] of pairs) {
+    list.append(element("div", {}, element("dt", {}, name), element("dd", { title: note || "" }, value)));
+  }
   return list;
 }
 
@@ -82,8 +85,9 @@ function drawDraft(step, node) {
   }
   if (bonus) {
     const after = record.path.length ? "behind the last accepted draft" : "in place of the rejected drafts";
+    const from = `Drawn from the target's own law, or what was left of it, ${after}.`;
     panel.replaceChildren(head(`Token ${place}, ${kind.word}`, kind), facts([["code", `${record.next}`]]),
-      element("p", {}, place > D.length ? "It lies beyond the picture's end, and is left out." : `Drawn from the target's own law, or what was left of it, ${after}.`));
+      element("p", {}, place > D.length ? "It lies beyond the picture's end, and is left out." : from));
     return;
   }
   const rank = plan.children[plan.parents[node]].indexOf(node) + 1;
@@ -91,7 +95,8 @@ function drawDraft(step, node) {
   const turn = turnsOf(step).find((own) => own.node === node);
   if (!turn) {
     panel.replaceChildren(head(title, kind), facts([["code", `${record.tokens[node]}`]]),
-      element("p", {}, record.turns.length ? "The walk did not come here: an elder sibling was accepted, or a draft above was not."
+      element("p", {}, record.turns.length
+        ? "The walk did not come here: an elder sibling was accepted, or a draft above was not."
         : "Paths are judged as a whole here: a draft has no random number of its own."));
     return;
   }
@@ -101,17 +106,27 @@ function drawDraft(step, node) {
     ["drafter p", number(turn.draft), "the draft's probability under the drafter, when its turn came"],
     ["target r", number(turn.target), "its probability in what was left of the target's law then"],
     ["strict chance", number(turn.strict), "min(1, r / p)"],
-    ["chance", number(turn.probability), "with what the rule adds"],
     ["random number", number(turn.uniform), "accepted if it is below the chance"],
-    ["mass added", number(turn.gained), "what the rule added to r"],
-    ["coupled charge", number(charge), "the probability of parting from the strict decoder here"],
   ];
+  if (!LOSSLESS) {
+    list.splice(4, 0, ["chance", number(turn.probability), "with what the rule adds"]);
+    list.push(["mass added", number(turn.gained), "what the rule added to r"]);
+    list.push(["coupled charge", number(charge), "the probability of parting from the strict decoder here"]);
+  }
   const budget = D.rule.budget;
-  if (budget !== null) list.push(["ledger", `${number(turn.spent)} of ${number(budget)}`, `spent before, of what a step may charge (${D.rule.ledger})`]);
+  if (budget !== null) {
+    const note = `spent before, of what a step may charge (${D.rule.ledger})`;
+    list.push(["ledger", `${number(turn.spent)} of ${number(budget)}`, note]);
+  }
   const parts = [head(title, kind), bar(turn), facts(list)];
   if (CASCADE) {
-    parts.push(members(step, FIRST, turn.interchangeable, turn.first));
-    parts.push(members(step, SECOND, turn.convergent, turn.second));
+    // under the coupled ledger both are asked for, and what that changes is cut to the budget
+    const bounded = D.rule.ledger === "coupled";
+    const whole = bounded || turn.first === 0 || turn.spent + turn.first <= budget;
+    const more = turn.gained - (whole ? turn.first : 0);
+    parts.push(members(step, FIRST, turn.interchangeable, turn.first, whole));
+    const also = bounded || turn.second === 0 || more > 1e-3 * turn.second;
+    parts.push(members(step, SECOND, turn.convergent, turn.second, also));
   }
   panel.replaceChildren(...parts);
 }
