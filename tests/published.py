@@ -422,3 +422,57 @@ def inception(shapes: dict[str, tuple[int, ...]]) -> Tensors:
         return np.float32(1.5) * values if len(shape) == 4 else values
 
     return {name: made(name, tuple(shape)) for name, shape in shapes.items()}
+
+
+def cosmos() -> Tensors:
+    """The layout of Cosmos' DV8x16x16, one residual block a level; tests/golden/cosmos.npz has outputs of it."""
+    channels, multipliers, width = 8, (2, 4, 4), 6
+    found: dict[str, tuple[int, ...]] = {}
+
+    def conv(name: str, outputs: int, inputs: int, *kernel: int):
+        found[f"{name}.conv3d.weight"] = outputs, inputs, *(kernel or (1, 1, 1))
+        found[f"{name}.conv3d.bias"] = (outputs,)
+
+    def pair(name: str, outputs: int, inputs: int):
+        conv(f"{name}.0", outputs, inputs, 1, 3, 3)
+        conv(f"{name}.1", outputs, outputs, 3, 1, 1)
+
+    def norm(name: str, size: int):
+        found[f"{name}.norm.weight"] = found[f"{name}.norm.bias"] = (size,)
+
+    def block(name: str, outputs: int, inputs: int):
+        for i, size in ((1, inputs), (2, outputs)):
+            norm(f"{name}.norm{i}", size)
+            pair(f"{name}.conv{i}", outputs, size)
+        if outputs != inputs:
+            conv(f"{name}.nin_shortcut", outputs, inputs)
+
+    widths, bands = [channels * m for m in multipliers], 3 * 4**3
+    last = len(widths) - 1
+    pair("encoder.conv_in", channels, bands)
+    pair("decoder.conv_in", widths[-1], width)
+    for side in ("encoder", "decoder"):
+        for i in (1, 2):
+            block(f"{side}.mid.block_{i}", widths[-1], widths[-1])
+        for i in (0, 1):
+            norm(f"{side}.mid.attn_1.{i}.norm", widths[-1])
+            for own in ("q", "k", "v", "proj_out"):
+                conv(f"{side}.mid.attn_1.{i}.{own}", widths[-1], widths[-1])
+    for i, (inputs, outputs) in enumerate(zip([channels, *widths], widths)):
+        block(f"encoder.down.{i}.block.0", outputs, inputs)
+        above = widths[min(i + 1, last)]
+        for j in (0, 1):
+            block(f"decoder.up.{i}.block.{j}", outputs, above if j == 0 else outputs)
+        kernels = (1, 3, 3), (3, 1, 1), (1, 1, 1)
+        for j, (one, other) in enumerate(zip(kernels, (kernels[1], kernels[0], kernels[2]))):
+            if i < last:
+                conv(f"encoder.down.{i}.downsample.conv{j + 1}", outputs, outputs, *one)
+            if i > 0:
+                conv(f"decoder.up.{i}.upsample.conv{j + 1}", outputs, outputs, *other)
+    norm("encoder.norm_out", widths[-1])
+    norm("decoder.norm_out", widths[0])
+    pair("encoder.conv_out", width, widths[-1])
+    pair("decoder.conv_out", bands, widths[0])
+    conv("quant_conv", 6, width)
+    conv("post_quant_conv", width, 6)
+    return _made(found)

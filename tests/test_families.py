@@ -29,6 +29,7 @@ QUICK = [
 TRAINED = [(drafter, tree) for drafter in ("eagle1", "eagle3", "parallel", "hydra") for tree in ("static", "dynamic")]
 DRAWN = [*TRAINED, ("itself", "window")]
 ALL = [(f, d, t, g, exact) for f in FAMILIES for d, t in DRAWN for g in (2.0, None) for exact in (False, True)]
+ALL += [(f, d, t, 2.0, t == "window") for f in tiny_bundles.KIN for d, t in (DRAWN[0], DRAWN[-1])]
 
 
 @functools.cache

@@ -16,7 +16,9 @@ from cascade_jax.models.chameleon import ChameleonConfig
 from cascade_jax.models.emu3 import Emu3Config
 from cascade_jax.models.fusion import FusionConfig
 from cascade_jax.models.janus import JanusConfig
+from cascade_jax.models.liquid import LiquidConfig
 from cascade_jax.models.llamagen import LlamaGenConfig
+from cascade_jax.models.simplear import SimpleARConfig
 
 LLAMAGEN = LlamaGenConfig(
     dim=32, layers=1, heads=4, image_tokens=16, vocab_size=64, condition_tokens=5, caption_dim=8, ffn_multiple=16
@@ -34,6 +36,17 @@ EMU3 = Emu3Config(
     vocab_size=160, qk_norm=True, first_code=96, begin=90, turn=91, image_start=92, image=93, image_end=94, newline=95,
     zero=15, times=9, unguided=(90, 70, 91),
 )  # fmt: skip
+KIN = {
+    "simplear": SimpleARConfig(
+        dim=32, layers=1, heads=4, kv_heads=2, ffn_dim=64, grid=4, codebook_size=64, vocab_size=160, first_code=96,
+        begin=90, image_start=92, flaws=(70, 71),
+    ),
+    "liquid": LiquidConfig(
+        dim=32, layers=1, heads=2, head_dim=32, ffn_dim=64, image_start=92, nothing=(70,), grid=4, codebook_size=64,
+        vocab_size=160, first_code=96, begin=90,
+    ),
+}  # fmt: skip
+"""Families that draw like others, with other blocks."""
 VARIANTS = {
     "classes": dataclasses.replace(LLAMAGEN, classes=10, condition_tokens=1),
     "anole": dataclasses.replace(CHAMELEON, style="anole"),
@@ -44,7 +57,7 @@ VARIANTS = {
 
 def config(family: str, drafter: str = "eagle1") -> Config:
     """The smallest configuration of a family, or of one of VARIANTS, with a drafter."""
-    target = (TARGETS | VARIANTS)[family]
+    target = (TARGETS | VARIANTS | KIN)[family]
     places = {}
     if isinstance(target, LlamaGenConfig):
         places = {"grid": target.grid, "condition_slots": target.condition_tokens - 1}
@@ -88,5 +101,5 @@ def prompts(family: str, count: int) -> list[Prompt]:
         return [Prompt(features=rng.normal(size=shape).astype(np.float32)) for _ in range(count)]
     if family == "classes":
         return [Prompt(ids=np.int32(3 + i)) for i in range(count)]
-    first = (TARGETS | VARIANTS)[family].begin
+    first = (TARGETS | VARIANTS | KIN)[family].begin
     return [Prompt(ids=np.array([first, *rng.integers(70, 90, 2 + i % 5)], np.int32)) for i in range(count)]

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from cascade_jax import platforms
 from cascade_jax.bundle import Bundle, Config, Prompt, abstract, laid_out
 from cascade_jax.drafters.eagle import EagleConfig
-from cascade_jax.models import chameleon, emu3, families, janus, llamagen, lumina2, movq
-from cascade_jax.models.vq import DS16, IBQ
+from cascade_jax.models import chameleon, cosmos, emu3, families, janus, liquid, llamagen, lumina2, movq, simplear
+from cascade_jax.models.vq import CHAMELEON, DS16, IBQ
 
 SHAPES = {
     "llamagen-xl": llamagen.preset("XL", image_tokens=1024),
@@ -21,8 +21,18 @@ SHAPES = {
     "lumina-mgpt-2-7b": lumina2.preset("lumina-mgpt-2-7b"),
     "emu3-gen-8b": emu3.preset("emu3-gen-8b"),
     "emu3.5-image-34b": emu3.preset("emu3.5-image-34b"),
+    "simplear-0.5b": simplear.preset("0.5B"),
+    "simplear-1.5b": simplear.preset("1.5B"),
+    "liquid-7b": liquid.preset("7B"),
 }
-TOKENIZERS = {"lumina-mgpt-2-7b": movq.MOVQGAN, "emu3-gen-8b": movq.EMU3, "emu3.5-image-34b": IBQ}
+TOKENIZERS = {
+    "lumina-mgpt-2-7b": movq.MOVQGAN,
+    "emu3-gen-8b": movq.EMU3,
+    "emu3.5-image-34b": IBQ,
+    "simplear-0.5b": cosmos.DV8X16X16,
+    "simplear-1.5b": cosmos.DV8X16X16,
+    "liquid-7b": CHAMELEON,
+}
 """Of shapes whose picture tokenizer is no LlamaGen's."""
 
 

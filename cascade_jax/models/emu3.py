@@ -79,11 +79,7 @@ class Emu3Config(FusionConfig):
             raise ValueError(f'style must be "emu3" or "emu3.5", not {self.style!r}')
         if self.heads % self.kv_heads:
             raise ValueError(f"{self.heads} heads do not share {self.kv_heads} key heads")
-        if self.first_code + self.codebook_size > self.vocab_size:
-            last = self.first_code + self.codebook_size - 1
-            raise ValueError(
-                f"a vocabulary of {self.vocab_size} lacks picture tokens: the codes are {self.first_code} to {last}"
-            )
+        self.check_codes()
 
     @property
     def block(self) -> BlockConfig:

@@ -20,15 +20,18 @@ from cascade_jax.drafters.hydra import Hydra, HydraConfig
 from cascade_jax.drafters.parallel import Parallel, ParallelConfig
 from cascade_jax.models.chameleon import Chameleon, ChameleonConfig
 from cascade_jax.models.clip import CLIP, CLIPConfig
+from cascade_jax.models.cosmos import Cosmos, CosmosConfig
 from cascade_jax.models.emu3 import Emu3Config
 from cascade_jax.models.fusion import EarlyFusion
 from cascade_jax.models.inception import Inception, InceptionConfig
 from cascade_jax.models.janus import Janus, JanusConfig
 from cascade_jax.models.judge import Judge, JudgeConfig
+from cascade_jax.models.liquid import LiquidConfig
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.lumina2 import Lumina2Config
 from cascade_jax.models.movq import MoVQ, MoVQConfig
 from cascade_jax.models.prompt import Prompt
+from cascade_jax.models.simplear import SimpleARConfig
 from cascade_jax.models.t5 import T5Config, T5Encoder
 from cascade_jax.models.transformer import BlockConfig
 from cascade_jax.models.vq import VQConfig, VQModel
@@ -135,8 +138,10 @@ KINDS: dict[str, dict[str, Kind]] = {
         "janus": Kind(JanusConfig, Janus),
         "emu3": Kind(Emu3Config, EarlyFusion),
         "lumina2": Kind(Lumina2Config, EarlyFusion),
+        "simplear": Kind(SimpleARConfig, EarlyFusion),
+        "liquid": Kind(LiquidConfig, EarlyFusion),
     },
-    "vq": {"llamagen": Kind(VQConfig, VQModel), "movq": Kind(MoVQConfig, MoVQ)},
+    "vq": {"llamagen": Kind(VQConfig, VQModel), "movq": Kind(MoVQConfig, MoVQ), "cosmos": Kind(CosmosConfig, Cosmos)},
     "drafter": {
         "eagle1": Kind(EagleConfig, Eagle1),
         "eagle3": Kind(Eagle3Config, Eagle3),

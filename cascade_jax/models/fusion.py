@@ -54,6 +54,14 @@ class FusionConfig:
         """The paper's thresholds are the usual ones."""
         return {}
 
+    def check_codes(self) -> None:
+        """Raises a ValueError if the vocabulary ends before the last code."""
+        if self.first_code + self.codebook_size > self.vocab_size:
+            last = self.first_code + self.codebook_size - 1
+            raise ValueError(
+                f"a vocabulary of {self.vocab_size} lacks picture tokens: the codes are {self.first_code} to {last}"
+            )
+
     def stack(self, prompts: Sequence[Prompt]) -> TokenRows:
         """What stands before the first drawn token: a prompt, or `unguided`, and the opening; prompts may end with the
         opening already. The branches' lengths differ."""
