@@ -29,7 +29,7 @@ from cascade_jax.sampling import FRESH, GUMBEL, NOISES, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 from cascade_jax.verify import VERIFIERS, WALK
 
-AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade"
+AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE, PAC = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade", "pac"
 DEFAULT = "default"  # of trees: the method's own
 BATCH = 16
 
@@ -168,7 +168,7 @@ METHODS: dict[str, Entry] = {
         _by_itself("sjd", "lossless by itself: speculative Jacobi decoding (arXiv 2410.01699)", more=(_VERIFIER,)),
         _by_itself("scd", "the same with coupled redraws, whose drafts settle (arXiv 2510.24211)", coupled=True),
         _by_itself(
-            "pac", "the same with several candidates for the first position (arXiv 2603.18599)", coupled=True,
+            PAC, "the same with several candidates for the first position (arXiv 2603.18599)", coupled=True,
             more=(Setting("candidates", int, "candidates for the window's first position", lambda config: 4),),
         ),
         _by_itself(
@@ -253,6 +253,11 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
     tree = platforms.defaults().tree if tree is None else tree
     tree = trees.named(tree) if isinstance(tree, str) else tree
     return Method(name, entry.rule(bundle, chosen), tree, chosen, found is not None, drafter)
+
+
+def usual(bundle: Bundle) -> str:
+    """The method that a model draws by where none is named: the paper's, or without a drafter one that needs none."""
+    return PAC if bundle.config.drafter is None and bundle.drafter is None else CASCADE
 
 
 def check_name(name: str) -> None:

@@ -1,6 +1,7 @@
 """The registry of methods: what is registered can be drawn by; and nothing outside a registry names what is in one."""
 
 import ast
+import dataclasses
 import pathlib
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx, struct
-from small import write_bundle
+from small import DRAFTER, write_bundle
 
 from cascade_jax import acceptance, cli, mesh, methods, pipeline, trees
+from cascade_jax.cli import flags
 from cascade_jax.draft import Draft
 from cascade_jax.evaluation import metrics
 from cascade_jax.methods import METHODS, Entry, Setting
@@ -105,6 +107,17 @@ def test_defaults_flags_and_what_is_compared_follow_the_registry(same, bundle):
     assert not methods.tunable("same") and methods.tunable("eagle")
 
 
+def test_a_model_without_a_drafter_is_drawn_by_a_method_that_needs_none_and_that_is_said(bundle, capsys):
+    alone, drafting = (dataclasses.replace(bundle.config, drafter=drafter) for drafter in (None, DRAFTER))
+    alone, drafting = (dataclasses.replace(bundle, config=config) for config in (alone, drafting))
+    assert methods.usual(drafting) == flags.method_of(drafting, None) == methods.CASCADE
+    assert capsys.readouterr().err == ""
+    name = flags.method_of(alone, None)
+    assert METHODS[name].drafter is not None and methods.method(name, alone).drafter is not None
+    assert capsys.readouterr().err.startswith(f"this model has no drafter: drawn by {name}, which needs none")
+    assert flags.method_of(alone, methods.AR) == methods.AR
+
+
 def test_settings_cannot_be_called_what_methods_are_made_of():
     with pytest.raises(ValueError, match="a setting cannot be called tree"):
         Entry("x", "", SAME.rule, (Setting("tree", str, "", lambda config: ""),))
@@ -125,6 +138,7 @@ OTHERS = {
     "cascade_jax/rules/lantern.py": {"lantern"},  # a residual
     "cascade_jax/bundle/config.py": {"cascade"},  # a field of config.json
     "cascade_jax/paper/numbers.py": {"llamagen", "chameleon", "janus"},  # which of its models the paper measured
+    "cascade_jax/models/emu3.py": {"emu3"},  # a way of drawing
     "cascade_jax/training/loop.py": {"alpha"},
 }
 FAMILIES = {name for part in ("target", "drafter") for name in KINDS[part]}

@@ -281,6 +281,24 @@ def test_kernels_of_a_step_do_not_grow_back(tmp_path):
 
 
 @cuda
+@pytest.mark.parametrize("name", ["simplear-0.5b", "liquid-7b"])
+def test_kin_of_qwen_and_gemma_are_planned(name, tmp_path):
+    """One layer and head of the published sizes; seven query heads to a key head, or heads of 256."""
+    flags = "--device", "h100", "--method", "ar,pac", "--programs", "step", "--json"
+    done = run_plan("--model", shallow(tmp_path, name, 1), *flags)
+    assert done.returncode == 0, done.stderr
+    alone, drafted = json.loads(done.stdout)[0]["cases"]
+    assert 0 < alone["step"]["kernels"] <= drafted["step"]["kernels"]
+
+
+def test_published_sizes_have_the_tokenizer_of_their_codes():
+    for name in shapes.SHAPES:
+        config = shapes.config_of(name)
+        assert config.vq.codebook_size == config.target.codebook_size
+        assert bundles.from_json(json.loads(json.dumps(bundles.to_json(config)))) == config
+
+
+@cuda
 def test_scenes_is_planned_in_a_fresh_process(tmp_path):
     done = run_plan("--device", "h100", "--alpha", "2.5", "--out", str(tmp_path / "plans"))
     assert done.returncode == 0, done.stderr

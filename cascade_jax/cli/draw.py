@@ -21,7 +21,7 @@ class Generate(Command):
 
     prompts: Annotated[Positional[tuple[str, ...]], flags.hint("PROMPT...")] = ()
     """what to draw, a sentence in quotes each; scenes knows things like "a red ball on gravel\""""
-    method: flags.Method = methods.CASCADE
+    method: flags.AnyMethod = None
     count: flags.Count = 1
     """pictures for each prompt"""
     seed: flags.Seed = 0
@@ -41,7 +41,7 @@ class Generate(Command):
             raise ValueError('there is no prompt: try cascade-jax generate "a red ball on gravel"')
         if not all(prompt.strip() for prompt in self.prompts):
             raise ValueError("a prompt is empty")
-        methods.check_name(self.method)
+        flags.check_method(self.method)
         self.model.check()
         from cascade_jax.pictures import destinations
 
@@ -53,7 +53,7 @@ class Generate(Command):
         bundle = self.model.load(batch=min(len(prompts), methods.BATCH))
         encoded = [prompt for prompt in bundle.encode(self.prompts) for _ in range(self.count)]
         settings, sampling = self.sampling.of(bundle)
-        method = self.settings.method(bundle, self.method)
+        method = self.settings.method(bundle, flags.method_of(bundle, self.method))
         return SimpleNamespace(
             bundle=bundle, method=method, prompts=prompts, encoded=encoded, paths=paths, settings=settings,
             sampling=sampling,
@@ -108,7 +108,7 @@ class GenerateList(Command):
     """a text file with a prompt a line"""
     out: flags.Out
     """receives NUMBER.png and NUMBER.json, and report.json at the end; all processes must see it"""
-    method: flags.Method = methods.CASCADE
+    method: flags.AnyMethod = None
     batch: flags.Count = 16
     """pictures that a process draws at once"""
     seed: flags.Seed = 0
@@ -123,7 +123,7 @@ class GenerateList(Command):
     def check(self):
         flags.at_least(1, batch=self.batch)
         flags.check_seed(self.seed)
-        methods.check_name(self.method)
+        flags.check_method(self.method)
         self.processes.check()
         self.model.check()
         from cascade_jax import bundle, files, pipeline
@@ -142,10 +142,10 @@ class GenerateList(Command):
 
         place = self.processes.join()
         bundle = self.model.load(batch=self.batch)
-        method = self.settings.method(bundle, self.method)
+        method = self.settings.method(bundle, flags.method_of(bundle, self.method))
         texts = [caption.text for caption in flags.captions(bundle, given, self.prompts, len(given), self.seed)]
         settings, sampling = self.sampling.of(bundle)
-        job = {"model": self.model.name, "method": self.method, "tree": name_of(method.tree)}
+        job = {"model": self.model.name, "method": method.name, "tree": name_of(method.tree)}
         job |= {"settings": method.settings, "sampling": settings, "seed": self.seed, "dtype": self.model.dtype}
         gauges = flags.Metrics().opened(bundle) if self.evaluate else []
         jobs.settle(self.out, {**job, "prompts": texts})

@@ -21,8 +21,24 @@ Out = Annotated[pathlib.Path, arg(metavar="DIR")]
 Seed = Annotated[int, arg(metavar="N")]
 Count = Annotated[int, arg(metavar="N")]
 Json = Annotated[bool, arg(help_behavior_hint="")]
-Method = Annotated[str, arg(metavar="METHOD", help=f"one of {', '.join(methods.METHODS)}")]
+_KNOWN = f"one of {', '.join(methods.METHODS)}"
+Method = Annotated[str, arg(metavar="METHOD", help=_KNOWN)]
+_USUAL = f"(default: {methods.CASCADE}; {methods.PAC} for a model without a drafter)"
+AnyMethod = Annotated[str | None, arg(metavar="METHOD", help=_KNOWN, help_behavior_hint=_USUAL)]
 MOST_SEED = 2**32 - 1
+
+
+def check_method(name: str | None) -> None:
+    """Raises a ValueError that lists the methods unless it is one of them, or none is named."""
+    if name is not None:
+        methods.check_name(name)
+
+
+def method_of(bundle, name: str | None) -> str:
+    """The method that is named, or the model's usual one; it is said if that is not the paper's."""
+    if name is None and (name := methods.usual(bundle)) != methods.CASCADE:
+        console.say(f"this model has no drafter: drawn by {name}, which needs none; --method names another")
+    return name
 
 
 def hint(metavar: str, default: str = ""):

@@ -55,7 +55,7 @@ class Plan(Command):
     """scenes, or the folder of a converted model"""
     shapes: flags.commas(default="") = ()
     """instead of a model, published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b,
-    lumina-mgpt-2-7b, emu3-gen-8b, emu3.5-image-34b"""
+    lumina-mgpt-2-7b, emu3-gen-8b, emu3.5-image-34b, simplear-0.5b, simplear-1.5b, liquid-7b"""
     method: flags.commas() = (methods.AR, methods.CASCADE)
     """methods, also with settings and a name: ar, wide=scd:window=32; speedups are against ar"""
     batch: flags.commas(int, "N,N,...") = (1,)
