@@ -313,8 +313,7 @@ class Attention(nnx.Module):
     """
 
     def __init__(self, config: BlockConfig, rngs: nnx.Rngs, inputs: int | None = None):
-        self.config = config
-        self.groups = config.heads // config.kv_heads
+        self.config, self.groups = config, config.heads // config.kv_heads
         out_dim = config.kv_heads, self.groups + 2, config.head_dim
         self.qkv = Linear(inputs or config.dim, *out_dim, use_bias=config.qkv_bias, rngs=rngs)
         self.query_norm = HeadNorm(config.heads, config) if config.qk_norm else None
