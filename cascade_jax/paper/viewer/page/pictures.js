@@ -1,7 +1,7 @@
 // The pictures as far as they are drawn, and the map of what relaxation cost.
 
 const [ROWS, COLUMNS] = D.grid;
-const CELL = Math.max(Math.ceil(640 / COLUMNS), 4); // pixels of a canvas for a cell: a whole number, so that no seams show
+const CELL = Math.max(Math.ceil(640 / COLUMNS), 4); // pixels a cell: a whole number, so that no seams show
 const images = {};
 
 function sized(canvas) {
@@ -27,7 +27,7 @@ function drawPart(context, image, upTo) {
 }
 
 function outline(context, from, upTo, colour) {
-  context.lineWidth = Math.max(CELL / 10, 2);
+  context.lineWidth = Math.min(Math.max(CELL / 10, 2), 6);
   for (let place = from; place < upTo; place++) {
     const cell = D.cells[place];
     if (cell < 0) continue;
@@ -66,7 +66,8 @@ function drawHeat() {
   });
   context.globalAlpha = 1;
   $("most").textContent = number(most);
-  $("heat").setAttribute("aria-label", `map of where ${$("what").selectedOptions[0].textContent}, at most ${number(most)}`);
+  const what = $("what").selectedOptions[0].textContent;
+  $("heat").setAttribute("aria-label", `map of where ${what}, at most ${number(most)}`);
 }
 
 // what lies under a pointer: the place in the output, or -1
@@ -91,6 +92,8 @@ function cellOf(place, into) {
   canvas.width = canvas.height = Math.max(Math.round(width), 8);
   canvas.classList.remove("none");
   const [left, top] = [(cell % COLUMNS) * width, Math.floor(cell / COLUMNS) * height];
-  canvas.getContext("2d").drawImage(images.picture, left, top, width, height, 0, 0, canvas.width, canvas.height);
+  const context = canvas.getContext("2d");
+  context.imageSmoothingEnabled = false;
+  context.drawImage(images.picture, left, top, width, height, 0, 0, canvas.width, canvas.height);
   return canvas;
 }

@@ -84,8 +84,9 @@ function drawDraft(step, node) {
     return;
   }
   if (bonus) {
-    const after = record.path.length ? "behind the last accepted draft" : "in place of the rejected drafts";
-    const from = `Drawn from the target's own law, or what was left of it, ${after}.`;
+    const rejected = plan.children[plan.parents[node]].length > 1;
+    const from = rejected ? "Drawn from what was left of the target's law when the drafts beside it were rejected."
+      : "Drawn from the target's own law.";
     panel.replaceChildren(head(`Token ${place}, ${kind.word}`, kind), facts([["code", `${record.next}`]]),
       element("p", {}, place > D.length ? "It lies beyond the picture's end, and is left out." : from));
     return;
