@@ -126,7 +126,7 @@ BAD = {
     "top_k of none": (["generate", PROMPT, "--top-k", "0"], "a large number draws from all tokens"),
     "unknown flag": (["generate", PROMPT, "--fast"], "Unrecognized options: --fast (see cascade-jax generate --help)"),
     "sweep: unknown flag": (["scenes", "sweep", "--fast"], "--fast (see cascade-jax scenes sweep --help)"),
-    "unknown command": (["draw"], "unknown command 'draw'; there are generate, generate-list, compare"),
+    "unknown command": (["draw"], "unknown command 'draw'; there are generate, generate-list, trace, compare"),
     "a slip": (["evel"], "unknown command 'evel', perhaps eval; there are"),
     "no command": ([], "say which command; there are generate, "),
     "no scenes command": (
