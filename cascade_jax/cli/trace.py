@@ -16,7 +16,7 @@ from cascade_jax.cli.command import Command
 class Trace(Command):
     """The page holds all it shows and asks for nothing else; any browser opens it."""
 
-    prompt: Annotated[Positional[str], arg(metavar="PROMPT")] = ""
+    prompt: Annotated[Positional[str], flags.hint("PROMPT")] = ""
     """what to draw, a sentence in quotes: the picture that generate draws from it alone"""
     method: flags.Method = methods.CASCADE
     seed: flags.Seed = 0
