@@ -302,7 +302,12 @@ def score(model: Bundle, prompts: Sequence[str | Prompt], tokens: jax.Array) -> 
     Args:
       prompts: texts or encoded prompts, B.
       tokens: int [B, T]; position t's logits are those of token t given the tokens before it.
+
+    Raises:
+      TypeError: for a target of one's own.
     """
+    if isinstance(model, Target):
+        raise TypeError("score is of loaded models: a target of one's own is scored by its own forward")
     prefix = model.prefix(model.encode(prompts), guided=False)
     program = model.program(ROOT)
     return _score(program.target, model.params["target"], prefix, jnp.asarray(tokens, jnp.int32))

@@ -130,8 +130,10 @@ def test_the_command_line_refuses_weights_that_are_not_finite_in_one_line(copy, 
         (lambda c: c["target"].pop("dim"), "target lacks dim"),
         (lambda c: c["drafter"]["block"].update(dim=None), "drafter.block.dim is None"),
         (lambda c: c["vq"].update(channel_multipliers=[1, "x"]), "vq.channel_multipliers is"),
+        (lambda c: c.update(target=None), "lacks target"),
         (lambda c: c.update(target=[1]), "a dictionary of sizes is needed"),
         (lambda c: c.pop("vq"), "lacks vq"),
+        (lambda c: c["vq"].update(codebook_size=32), "draws 64 codes and its picture tokenizer has 32"),
         (lambda c: c["sampling"].update(temperature=-1), "sampling: temperature must be at least 0"),
         (lambda c: c["sampling"].update(heat=1), "sampling: .*heat"),
     ],
@@ -228,7 +230,8 @@ def test_a_model_without_a_picture_tokenizer_draws_tokens(folder, tmp_path):
     config = dataclasses.replace(whole.config, vq=None)
     bundle.save(tmp_path / "plain", config, bundle.load(folder).params | {"vq": None})
     plainer = cj.load(tmp_path / "plain")
-    sharding.check(plainer.config, 2)  # asks for no part that is not there
+    for drafter in (plainer.config.drafter, object()):  # asks for no part that is not there
+        sharding.check(dataclasses.replace(plainer.config, drafter=drafter), 2)
     drawn = [
         cj.generate(m, ["a red ball on gravel"], jax.random.key(0), tree=cj.trees.chain(2)) for m in (whole, plainer)
     ]

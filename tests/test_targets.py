@@ -365,6 +365,8 @@ def test_what_a_target_lacks_is_named():
     ]:
         with pytest.raises(error, match=said):
             cj.generate(lacking, prefix, 0)
+    with pytest.raises(TypeError, match="scored by its own forward"):
+        cj.score(lacking, [[0]], [[1]])
     with pytest.raises(TypeError, match="lacks one of decode, encode"):
         dataclasses.replace(lacking, text=Empty())
 

@@ -140,6 +140,11 @@ def from_json(raw: dict[str, Any]) -> Config | MetricConfig:
         raw[field] = built(families.KINDS[part][kind].config, own, field)
     config = built(cls, raw)
     if cls is Config:
+        if config.target is None:
+            raise BundleError("it lacks target")
+        drawn, there = config.target.codebook_size, getattr(config.vq, "codebook_size", None)
+        if there is not None and there < drawn:
+            raise BundleError(f"the target draws {drawn} codes and its picture tokenizer has {there}")
         try:
             default_sampling(config).checked()
         except (TypeError, ValueError) as error:
