@@ -257,7 +257,7 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
 
 def usual(bundle: Bundle) -> str:
     """The method that a model draws by where none is named: the paper's, or without a drafter one that needs none."""
-    return PAC if bundle.config.drafter is None and bundle.drafter is None else CASCADE
+    return PAC if bundle.alone else CASCADE
 
 
 def check_name(name: str) -> None:

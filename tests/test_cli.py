@@ -188,10 +188,19 @@ def test_a_damaged_model_is_refused_in_one_line(damage, model, tmp_path, capsys)
     assert os.listdir() == []
 
 
-def test_without_a_drafter_only_ar_is_possible(tmp_path, capsys):
+def test_without_a_drafter_a_method_that_drafts_with_one_is_refused(tmp_path, capsys):
     model = str(write_bundle(tmp_path / "model", drafter=False))
-    assert cli.main(["generate", PROMPT, "--model", model]) == 2
-    assert "no drafter" in capsys.readouterr().err
+    assert cli.main(["generate", PROMPT, "--model", model, "--method", "eagle"]) == 2
+    assert "this model has no drafter: draw with --method ar" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_without_a_drafter_and_a_method_the_model_drafts_by_itself(tmp_path, capsys):
+    model = str(write_bundle(tmp_path / "model", drafter=False))
+    assert cli.main(["generate", PROMPT, "--model", model, "--out", str(tmp_path / "one.png"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["method"] == "pac" and "drawn by pac, which needs none" in err
+    assert (tmp_path / "one.png").exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

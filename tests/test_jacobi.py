@@ -12,7 +12,7 @@ import tiny_bundles
 
 import cascade_jax as cj
 from cascade_jax import bundle as bundles
-from cascade_jax import methods, trees
+from cascade_jax import methods, pipeline, trees
 from cascade_jax.drafters import jacobi
 from cascade_jax.drafters.jacobi import Jacobi
 from cascade_jax.sampling import Layout, Sampling
@@ -237,6 +237,9 @@ def test_the_methods_of_a_model_without_a_drafter():
         program = chosen.program(alone)
         assert program.tree == trees.window(16, 4 if name == "pac" else 1)
         assert not jax.tree.leaves(chosen.on(alone).decoding_params(program)["drafter"])
+    model, program = pipeline._prepared(alone, None, None, None, None, "walk", None)
+    assert program.tree == trees.window(8, 1) and isinstance(model.drafter, Jacobi) and model.drafter.coupled
     assert methods.method("exact", made).drafter is None
-    with pytest.raises(bundles.BundleError, match="needs none, as sjd"):
-        methods.method("eagle", alone).program(alone)
+    for refused in (lambda: methods.method("eagle", alone).program(alone), lambda: draw(alone, rule=cj.grouped(2))):
+        with pytest.raises(bundles.BundleError, match="needs none, as sjd"):
+            refused()

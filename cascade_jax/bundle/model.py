@@ -68,6 +68,11 @@ class Bundle:
         return self
 
     @property
+    def alone(self) -> bool:
+        """Whether it has no drafter."""
+        return self.drafter is None and self.config.drafter is None
+
+    @property
     def usual_tree(self) -> Tree:
         """What is drafted where no tree is named."""
         return EAGLE_25
