@@ -1,6 +1,7 @@
 """Emu3 against `transformers`, from published files to pictures, and its text tokenizer; Emu3.5's ways of drawing."""
 
 import dataclasses
+import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import oracles
 import published
 import pytest
 import torch
+import transformers
 from transformers import LogitsProcessor, LogitsProcessorList
 
 import cascade_jax as cj
@@ -16,14 +18,16 @@ from cascade_jax import bundle, methods
 from cascade_jax import tree as trees
 from cascade_jax.models import emu3
 from cascade_jax.models.emu3 import Emu3Config
+from cascade_jax.models.movq import EMU3 as MOVQ
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.vq import VQConfig
 from cascade_jax.sampling import Sampling
-from checkpoints_convert import ConvertError, convert, tiktoken
+from checkpoints_convert import ConvertError, convert, movq, tiktoken
 from checkpoints_convert import emu3 as tables
 from checkpoints_convert.convert import planned
 from checkpoints_convert.formats import Known
-from checkpoints_convert.sources import open_source
+from checkpoints_convert.sources import Source, Tensor, open_source
+from checkpoints_convert.table import plan
 
 GREEDY = Sampling(temperature=0.0, guidance=3.0)
 TREE = trees.parse("0 1 00 10")
@@ -311,6 +315,30 @@ def test_unusable_configurations_are_refused():
         dataclasses.replace(config, kv_heads=5)
     with pytest.raises(ValueError, match="emu3-gen-8b"):
         emu3.preset("emu3-9b")
+
+
+@pytest.mark.slow
+def test_the_tables_make_models_of_published_sizes():
+    """Of all tensors that transformers has with the sizes that it, and Emu3.5's paper, state."""
+    with torch.device("meta"):
+        whole = transformers.Emu3ForConditionalGeneration(transformers.Emu3Config(vocabulary_map={}))
+        sizes = dict(vocab_size=282926, hidden_size=5120, intermediate_size=25600, num_hidden_layers=64, head_dim=128)
+        heads = dict(num_attention_heads=64, num_key_value_heads=8, tie_word_embeddings=False)
+        other = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**sizes, **heads))
+    saved = {"model.text_model.": "text_model.model.", "lm_head.": "text_model.lm_head.", "model.vqmodel.": "vqmodel."}
+    tensors = {}
+    for name, value in whole.state_dict().items():
+        old = next(old for old in saved if name.startswith(old))
+        tensors[saved[old] + name.removeprefix(old)] = value
+    for layout, config, of in (
+        (tables.HUGGING_FACE, emu3.preset("emu3-gen-8b"), tensors),
+        (movq.EMU3_HUGGING_FACE, MOVQ, tensors),
+        (tables.EMU35_MODEL, emu3.preset("emu3.5-image-34b"), other.state_dict()),
+    ):
+        kinds = {name: Tensor(tuple(x.shape), np.dtype(np.float32), lambda: None) for name, x in of.items()}
+        shapes = bundle.shapes(layout.part, config)
+        source = Source(pathlib.Path("published"), (), kinds, {})
+        assert plan(layout.rules(config), shapes, source, layout.skip).keys() == shapes.keys()
 
 
 @pytest.mark.slow
