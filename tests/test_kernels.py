@@ -40,7 +40,9 @@ ATTENTION = {
     "a tree, and slots that fill no block": dict(new=26, groups=1, slots=(100,), style="half"),
     "grouped queries, their norms, three segments": dict(new=5, groups=2, slots=(64, 3, 1), style="half", normed=True),
     "norms of interleaved pairs, holes": dict(new=3, groups=4, slots=(32, 17), normed=True, holes=True),
-    "root-mean-square norms": dict(new=3, groups=2, slots=(32,), style="half", normed=True, rms=True),
+    "root-mean-square norms, six queries a key": dict(
+        new=3, groups=6, slots=(32,), style="half", normed=True, rms=True
+    ),
 }
 
 

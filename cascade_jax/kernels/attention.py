@@ -64,12 +64,23 @@ class _Head:
         """Which of these are tokens, bool [filled]."""
         return jnp.arange(self.filled) < self.new
 
+    @property
+    def members(self) -> int:
+        """The query heads that share the key, filled up."""
+        return _power(self.groups)
+
+    @property
+    def queries(self) -> tuple:
+        """Where the query heads lie, and which of these members are some: bool [members, 1], None if all."""
+        if self.members == self.groups:
+            return slice(None), None
+        return pl.ds(0, self.members), jnp.arange(self.members)[:, None] < self.groups
+
 
 def fits(new: int, groups: int, size: int, biases) -> bool:
     """Whether the kernel takes `new` tokens with `groups` query heads of `size` for every key head."""
-    powers = all(n & (n - 1) == 0 for n in (groups, size)) and size >= 32
-    held = _filled(new) * groups * max(size, 128) <= QUERIES * 128
-    return powers and held and all(bias is not None for bias in biases)
+    held = _filled(new) * _power(groups) * max(size, 128) <= QUERIES * 128
+    return size == _power(size) >= 32 and held and all(bias is not None for bias in biases)
 
 
 @functools.partial(jax.jit, static_argnames=("style", "epsilon", "interpret"))  # traced once for all layers
@@ -140,7 +151,12 @@ def _block(place, x, kept: int | None = None):
 
 def _filled(count: int) -> int:
     """`count` rounded up to what a matrix unit takes and a tensor may measure."""
-    return max(16, 1 << (count - 1).bit_length())
+    return max(16, _power(count))
+
+
+def _power(count: int) -> int:
+    """The smallest power of two that is not below `count`."""
+    return 1 << (count - 1).bit_length()
 
 
 def _program(head: _Head, norms: list[bool], given: list[tuple[bool, bool]], *refs):
@@ -154,30 +170,38 @@ def _program(head: _Head, norms: list[bool], given: list[tuple[bool, bool]], *re
     rotated = functools.partial(_rotated, head, halves, rope)
     queries = [
         (x * jnp.asarray(head.size**-0.5, head.dtype)).reshape(-1, head.size // 2)
-        for x in rotated(pl.ds(0, head.groups), *scales[:2])
+        for x in rotated(pl.ds(0, head.members), head.queries, *scales[:2])
     ]
-    keys = [x.reshape(-1, head.size // 2).T for x in rotated(pl.ds(head.groups, 1), *scales[2:])]
+    one = slice(None), None
+    keys = [x.reshape(-1, head.size // 2).T for x in rotated(pl.ds(head.groups, 1), one, *scales[2:])]
     values = triton.load(whole.at[tokens, np.int32(head.groups + 1), here], mask=exists[:, None], other=0.0)
     for part, x in enumerate(keys):
         triton.store(fresh_key.at[(*head.half(part), tokens)], x, mask=exists[None, :])
     triton.store(fresh_value.at[tokens, here], values, mask=exists[:, None])
 
     bias = triton.load(new_bias.at[tokens, tokens], mask=exists[:, None] & exists[None, :], other=MASKED)
-    count = head.filled * head.groups
+    count = head.filled * head.members
     state = jnp.full(count, MASKED), jnp.zeros(count), jnp.zeros((count, head.size))
     state = _attended(head, queries, state, keys, values, bias)
     for segment in past:
         state = _over(head, queries, state, *segment)
     _, total, mixed = state
-    mixed = (mixed / total[:, None]).astype(head.dtype).reshape(head.filled, head.groups, head.size)
-    triton.store(out.at[tokens, here, here], mixed, mask=exists[:, None, None])
+    mixed = (mixed / total[:, None]).astype(head.dtype).reshape(head.filled, head.members, head.size)
+    members, some = head.queries
+    triton.store(out.at[tokens, members, here], mixed, mask=_both(exists, some))
 
 
-def _rotated(head: _Head, halves, rope, members, scale, shift):
-    """The two halves [filled, members, D/2] of one or several heads, normalised if there is a scale, and rotated."""
-    tokens, exists = pl.ds(0, head.filled), head.exists
+def _both(exists, some):
+    """Which queries there are, bool [filled, members or 1, 1]."""
+    return exists[:, None, None] if some is None else exists[:, None, None] & some[None]
+
+
+def _rotated(head: _Head, halves, rope, members, scales, scale, shift):
+    """The two halves [filled, members, D/2] of one or several heads, normalised if there is a scale, and rotated;
+    `scales` is where these heads' scales lie, see `_Head.queries`."""
+    tokens, exists, (own, some) = pl.ds(0, head.filled), head.exists, scales
     first, second = (
-        triton.load(halves.at[(tokens, members, *head.half(part))], mask=exists[:, None, None], other=0.0)
+        triton.load(halves.at[(tokens, members, *head.half(part))], mask=_both(exists, some), other=0.0)
         for part in (0, 1)
     )
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
@@ -190,8 +214,10 @@ def _rotated(head: _Head, halves, rope, members, scale, shift):
 
         def scaled(part, x):
             given = (ref for ref in (scale, shift) if ref is not None)
-            own, *more = (ref[(slice(None), *head.half(part))][None].astype(head.dtype) for ref in given)
-            return sum(more, (x * spread).astype(head.dtype) * own).astype(jnp.float32)
+            factor, *more = (
+                _load(ref.at[(own, *head.half(part))], some, 0.0)[None].astype(head.dtype) for ref in given
+            )
+            return sum(more, (x * spread).astype(head.dtype) * factor).astype(jnp.float32)
 
         first, second = scaled(0, first), scaled(1, second)
     cos, sin = (
@@ -205,8 +231,8 @@ def _attended(head: _Head, queries, state, keys, values, bias):
     """The softmax with one more block of `n` slots.
 
     Args:
-      queries: both halves [filled H/K, D/2].
-      state: the largest score so far, the sum of weights, and of weighted values [filled H/K, D].
+      queries: both halves [filled members, D/2].
+      state: the largest score so far, the sum of weights, and of weighted values [filled members, D].
       keys: both halves [D/2, n].
       values: [n, D].
       bias: [1 or filled, n].
@@ -214,7 +240,7 @@ def _attended(head: _Head, queries, state, keys, values, bias):
     top, total, mixed = state
     scores = sum(pl.dot(query, key.astype(head.dtype)) for query, key in zip(queries, keys))
     if bias.shape[0] > 1:  # the same for a token's query heads
-        bias = jnp.broadcast_to(bias[:, None], (head.filled, head.groups, bias.shape[1])).reshape(scores.shape)
+        bias = jnp.broadcast_to(bias[:, None], (head.filled, head.members, bias.shape[1])).reshape(scores.shape)
     scores = scores + bias
     higher = jnp.maximum(top, jnp.max(scores, axis=1))
     weights, fading = jnp.exp(scores - higher[:, None]), jnp.exp(top - higher)
