@@ -45,7 +45,17 @@ ALL = [(family, name) for family in tiny_bundles.TARGETS for name in methods.MET
 )
 def test_a_mesh_draws_the_tokens_of_one_device(family, name, bundles):
     """In float32; a batch that `data` does not divide."""
-    one, divided = bundles[family]
+    assert_alike(*bundles[family], family, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("drafter", ["parallel", "hydra"])
+def test_a_mesh_draws_the_tokens_of_one_device_with_drafters_in_one_pass(drafter):
+    one = tiny_bundles.bundle("llamagen", drafter=drafter)
+    assert_alike(one, sharding.put(one, mesh.make(2, 4)), "llamagen", "cascade")
+
+
+def assert_alike(one, divided, family, name):
     chosen, prompts = method(name, one), tiny_bundles.prompts(family, BATCH)
     numbers = range(BATCH)
     want = methods.draw_numbers(one, chosen, prompts, numbers, seed=2)
