@@ -1,7 +1,7 @@
 """PyTorch checkpoints to cascade_jax bundles: one engine, and one table of names per family.
 
 tensors.py      what a file holds
-files.py        files by what is in them; safetensors.py and pickles.py read them
+files.py        files by what is in them; safetensors.py, pickles.py and torchscript.py read them
 folders.py      which files of a folder are a checkpoint, and what it is called
 sources.py      a checkpoint: its tensors, read one at a time, and what lies beside it
 table.py        rules from tensors to parameters; what is missing, left over or misshapen
