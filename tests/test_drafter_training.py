@@ -423,6 +423,7 @@ def test_wrong_data_and_drafters_are_one_line_and_status_2(folder, rows, tmp_pat
             "does not divide among 1 devices and 2 parts",
         ),
         ([*train, str(rows.folder), "--batch", "12"], "a batch of 12 does not fit into 9 rows"),
+        ([*train, str(rows.folder), "--unroll", "16"], "unroll must be below 16, the tokens of a picture, not 16"),
         ([*train, str(rows.folder), "--model", str(other)], "was made by another model"),
     ):
         assert cli.main(arguments) == 2

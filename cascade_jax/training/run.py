@@ -74,10 +74,13 @@ def train(
       The drafter's sizes, and its parameters: the best, or the last if nothing was evaluated.
 
     Raises:
-      ValueError: if `folder` holds a run with other settings, or data, batch and devices do not go together.
+      ValueError: if `folder` holds a run with other settings, if data, batch and devices do not go together, or if it
+        is to look further ahead than a picture goes.
       FloatingPointError: if the loss is not finite.
     """
     objective = standard(kind) if objective is None else objective
+    if objective.unroll >= model.length:
+        raise ValueError(f"unroll must be below {model.length}, the tokens of a picture, not {objective.unroll}")
     config = sizes(kind, model.config.target, objective.unroll)
     schedule = Schedule() if schedule is None else schedule
     held = _held_out(rows, held_out)
