@@ -23,7 +23,7 @@ from cascade_jax.tree import Topology, Tree
 
 WALK, TRAVERSAL = "walk", "traversal"
 VERIFIERS = (WALK, TRAVERSAL)
-UNROLLED = 8  # siblings, and as many levels of as many
+UNROLLED, TURNS = 8, 128  # of a loop over siblings; of one over levels and siblings: of a window, 32 and 4
 
 
 @struct.dataclass
@@ -332,7 +332,7 @@ def descend(key, topology, inner, candidates: Candidates, rule: Rule, unroll=Fal
     depth, width = topology.depth, candidates.nodes.shape[1]
     slot_of = jnp.asarray(slots(inner, len(topology.parents)))
     uniforms = jax.random.uniform(key, (depth, width))
-    short = unroll and depth * width <= UNROLLED**2
+    short = unroll and depth * width <= TURNS
 
     def sibling(state, candidate):
         chosen, spent, nominal, coupled, parted = state

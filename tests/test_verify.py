@@ -473,3 +473,17 @@ def test_the_nominal_budget_does_not_bound_total_variation():
     distance, error, coupled, _ = adversarial_step(cj.cascade(-1.0, -1.0, 0.25), "spread")
     assert distance - error > 0.25
     assert distance <= coupled + error
+
+
+def test_a_window_with_candidates_is_walked_without_loops_on_a_gpu():
+    """Every turn of a loop there is a launch of all of its kernels."""
+    tree, vocab = trees.window(32, 4), 8
+    inner, rows = np.array(tree.inner), jnp.ones((len(tree.inner), vocab)) / vocab
+    tokens, features = jnp.arange(tree.num_nodes) % vocab, jnp.ones((tree.num_nodes, 2))
+
+    def judge(key):
+        return walk(key, tree.topology, inner, tokens, rows, jnp.log(rows), features, cj.strict(), jax.nn.softmax).end
+
+    for platform, loops in (("cuda", False), ("cpu", True)):
+        text = jax.jit(judge).trace(jax.random.key(0)).lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.while" in text) == loops
