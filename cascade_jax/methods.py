@@ -29,7 +29,7 @@ from cascade_jax.sampling import FRESH, GUMBEL, NOISES, Sampling
 from cascade_jax.tree import DynamicTree, Tree
 from cascade_jax.verify import VERIFIERS, WALK
 
-AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE, PAC = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade", "pac"
+AR, EAGLE, LANTERN, LANTERN_PP, GSD, CASCADE, SCD = "ar", "eagle", "lantern", "lantern++", "gsd", "cascade", "scd"
 DEFAULT = "default"  # of trees: the method's own
 BATCH = 16
 
@@ -103,7 +103,7 @@ _ANNEALED_SETTINGS = (
     Setting("annealing", float, "how fast that falls with depth; 0 for not at all", lambda config: 0.7),
 )
 _GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.target.codebook_size))
-_WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(32, config.target.length))
+_WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(jacobi.WINDOW, config.target.length))
 _WINDOW_OR_DRAFTER = dataclasses.replace(_WINDOW, default=lambda of: 0 if of.drafter else _WINDOW.default(of))
 _VERIFIER = Setting("verifier", str, "how drafts are judged; traversal accepts more", lambda config: WALK, VERIFIERS)
 _GUESS = Setting(
@@ -166,9 +166,9 @@ METHODS: dict[str, Entry] = {
             lambda bundle, settings: rules.annealed(**settings), _ANNEALED_SETTINGS, compared=False,
         ),
         _by_itself("sjd", "lossless by itself: speculative Jacobi decoding (arXiv 2410.01699)", more=(_VERIFIER,)),
-        _by_itself("scd", "the same with coupled redraws, whose drafts settle (arXiv 2510.24211)", coupled=True),
+        _by_itself(SCD, "the same with coupled redraws, whose drafts settle (arXiv 2510.24211)", coupled=True),
         _by_itself(
-            PAC, "the same with several candidates for the first position (arXiv 2603.18599)", coupled=True,
+            "pac", "the same with several candidates for the first position (arXiv 2603.18599)", coupled=True,
             more=(Setting("candidates", int, "candidates for the window's first position", lambda config: 4),),
         ),
         _by_itself(
@@ -257,7 +257,7 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
 
 def usual(bundle: Bundle) -> str:
     """The method that a model draws by where none is named: the paper's, or without a drafter one that needs none."""
-    return PAC if bundle.alone else CASCADE
+    return SCD if bundle.alone else CASCADE
 
 
 def check_name(name: str) -> None:

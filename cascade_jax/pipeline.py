@@ -17,7 +17,7 @@ from cascade_jax import acceptance, bundle, decode, hub, interrupts, platforms, 
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.decode import Program
-from cascade_jax.drafters.jacobi import Jacobi
+from cascade_jax.drafters.jacobi import WINDOW, Jacobi
 from cascade_jax.mesh import DATA, MODEL
 from cascade_jax.sampling import FRESH, GUMBEL, Sampling
 from cascade_jax.targets import Target
@@ -166,7 +166,7 @@ def generate(
         depends on its prompt and its key alone, whatever else is in the batch.
       rule: the acceptance rule; None for `strict()`.
       tree: the draft tree; `trees.ROOT` is autoregressive decoding. None for the usual one: `trees.EAGLE_25`, or a
-        window of 8 for a model without a drafter, which drafts it by itself if the rule is lossless.
+        window of up to 32 for a model without a drafter, which drafts it by itself if the rule is lossless.
       sampling: None for the model's own settings.
       progress: called now and then with (tokens drawn, tokens in all). Without it, and where nobody watches for
         interrupts, nothing returns to the host before the last token.
@@ -214,7 +214,7 @@ def _prepared(model, rule, tree, drafter, noise, verifier, length) -> tuple[Bund
     """The model with this drafter, and its program; arguments as of `generate`."""
     exactly = isinstance(rule, acceptance.Exact)
     if tree is None and drafter is None and (rule is None or exactly) and isinstance(model, Bundle) and model.alone:
-        drafter, tree = Jacobi(coupled=verifier != TRAVERSAL), window(8, 1)
+        drafter, tree = Jacobi(coupled=verifier != TRAVERSAL), window(min(WINDOW, length or model.length), 1)
     model = model.drafting(drafter).sized(length)
     program = model.program(
         model.usual_tree if tree is None else tree, noise or (GUMBEL if exactly else FRESH), verifier

@@ -23,7 +23,7 @@ from flax import nnx
 from cascade_jax import cache as kv
 from cascade_jax.cache import Prefix
 from cascade_jax.decode import Program, check_drafter
-from cascade_jax.drafters.jacobi import Jacobi
+from cascade_jax.drafters.jacobi import WINDOW, Jacobi
 from cascade_jax.models.prompt import stack_tokens
 from cascade_jax.passes import Pass
 from cascade_jax.sampling import FRESH, Sampling
@@ -149,7 +149,7 @@ class Target:
     @property
     def usual_tree(self) -> Tree:
         """What is drafted where no tree is named."""
-        return window(8, 1) if self.drafter is None else EAGLE_25
+        return window(min(WINDOW, self.length or WINDOW), 1) if self.drafter is None else EAGLE_25
 
     def drafting(self, drafter: nnx.Module | None) -> "Target":
         """This target with another drafter; None for its own."""

@@ -199,7 +199,7 @@ def test_without_a_drafter_and_a_method_the_model_drafts_by_itself(tmp_path, cap
     model = str(write_bundle(tmp_path / "model", drafter=False))
     assert cli.main(["generate", PROMPT, "--model", model, "--out", str(tmp_path / "one.png"), "--json"]) == 0
     out, err = capsys.readouterr()
-    assert json.loads(out)["method"] == "pac" and "drawn by pac, which needs none" in err
+    assert json.loads(out)["method"] == "scd" and "drawn by scd, which needs none" in err
     assert (tmp_path / "one.png").exists()
 
 

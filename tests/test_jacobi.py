@@ -238,7 +238,7 @@ def test_the_methods_of_a_model_without_a_drafter():
         assert program.tree == trees.window(16, 4 if name == "pac" else 1)
         assert not jax.tree.leaves(chosen.on(alone).decoding_params(program)["drafter"])
     model, program = pipeline._prepared(alone, None, None, None, None, "walk", None)
-    assert program.tree == trees.window(8, 1) and isinstance(model.drafter, Jacobi) and model.drafter.coupled
+    assert program.tree == trees.window(16, 1) and isinstance(model.drafter, Jacobi) and model.drafter.coupled
     assert methods.method("exact", made).drafter is None
     for refused in (lambda: methods.method("eagle", alone).program(alone), lambda: draw(alone, rule=cj.grouped(2))):
         with pytest.raises(bundles.BundleError, match="needs none, as sjd"):

@@ -23,7 +23,7 @@ Count = Annotated[int, arg(metavar="N")]
 Json = Annotated[bool, arg(help_behavior_hint="")]
 _KNOWN = f"one of {', '.join(methods.METHODS)}"
 Method = Annotated[str, arg(metavar="METHOD", help=_KNOWN)]
-_USUAL = f"(default: {methods.CASCADE}; {methods.PAC} for a model without a drafter)"
+_USUAL = f"(default: {methods.CASCADE}; {methods.SCD} for a model without a drafter)"
 AnyMethod = Annotated[str | None, arg(metavar="METHOD", help=_KNOWN, help_behavior_hint=_USUAL)]
 MOST_SEED = 2**32 - 1
 
