@@ -9,7 +9,9 @@ import numpy as np
 import oracles
 import published
 import pytest
+import test_fusion
 from test_convert_families import SMALL, meta, shared_norms
+from test_cosmos import write_cosmos
 
 from cascade_jax import cli
 from checkpoints_convert import tiktoken
@@ -97,6 +99,18 @@ def emu3(home: pathlib.Path) -> None:
     published.write_pickle(home / "Emu3.5-VisionTokenizer" / "model.ckpt", oracles.ibq(), "state_dict")
 
 
+def simplear(home: pathlib.Path) -> None:
+    oracles.save(test_fusion.transformer("simplear"), home / "SimpleAR-0.5B-RL", test_fusion.vocabulary("simplear"))
+    write_cosmos(home / "Cosmos-1.0-Tokenizer-DV8x16x16", whole=True, levels=(2,) * 6)
+
+
+def liquid(home: pathlib.Path) -> None:
+    oracles.save(test_fusion.transformer("liquid"), home / "Liquid_V1_7B", test_fusion.vocabulary("liquid"))
+    published.write_pickle(
+        home / "anole" / "tokenizer" / "vqgan.ckpt", published.vqgan(**test_fusion.VQGAN), "state_dict"
+    )
+
+
 def metrics(home: pathlib.Path) -> None:
     oracles.save(oracles.clip(2), home / "clip")
     with np.load(pathlib.Path(__file__).parent / "golden" / "inception.npz") as golden:
@@ -112,6 +126,8 @@ MAKERS = {
     "Janus-Pro": janus,
     "Lumina-mGPT 2.0": lumina2,
     "Emu3 and Emu3.5": emu3,
+    "SimpleAR": simplear,
+    "Liquid": liquid,
     "CLIP and Inception-v3, to measure pictures with": metrics,
 }
 
