@@ -16,6 +16,8 @@ from checkpoints_convert.transforms import head_norm, linear, qkv, qkv_bias, sta
 def blocks(prefix: str, block: BlockConfig, norm: Transform = as_is) -> Sequence[Rule]:
     """Llama's layers, and those of its kin; the `{}`-th is `blocks.{}`. `norm` makes a norm's scale of its weight."""
     layer, heads, kv_heads = f"{prefix}.{{}}", block.heads, block.kv_heads
+    biases = tuple(f"{layer}.self_attn.{x}_proj.bias" for x in "qkv")
+    bias = Rule(biases, "blocks.{}.attention.qkv.bias", qkv_bias(heads, kv_heads))
     return (
         Rule(f"{layer}.input_layernorm.weight", "blocks.{}.attention_norm.scale", norm),
         Rule(
@@ -23,16 +25,12 @@ def blocks(prefix: str, block: BlockConfig, norm: Transform = as_is) -> Sequence
             "blocks.{}.attention.qkv.kernel",
             qkv(heads, kv_heads),
         ),
-        Rule(
-            tuple(f"{layer}.self_attn.{x}_proj.bias" for x in "qkv"),
-            "blocks.{}.attention.qkv.bias",
-            qkv_bias(heads, kv_heads),
-        ),
+        *((bias,) if block.qkv_bias else ()),
         *(
             Rule(f"{layer}.self_attn.{x[0]}_norm.{theirs}", f"blocks.{{}}.attention.{x}_norm.{ours}", head_norm(own))
             for x, own in (("query", heads), ("key", kv_heads))
             for theirs, ours in (("weight", "scale"), ("bias", "bias"))
-            if block.qk_norm
+            if block.qk_norm and (ours == "scale" or not block.qk_rms)
         ),
         Rule(f"{layer}.self_attn.o_proj.weight", "blocks.{}.attention.out.kernel", linear),
         Rule(f"{layer}.post_attention_layernorm.weight", "blocks.{}.ffn_norm.scale", norm),
