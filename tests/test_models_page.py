@@ -146,4 +146,4 @@ def test_its_commands_lead_from_downloads_to_pictures(section, downloads, monkey
     for command in commands()[section]:
         assert cli.main(command) == 0, (command, capsys.readouterr().err)
     if MAKERS[section] is not metrics:
-        assert list(pathlib.Path.cwd().glob("*.png"))
+        assert list(pathlib.Path.cwd().rglob("*.png"))
