@@ -6,15 +6,14 @@ the vocabulary beside the weights says which they are. The Hugging Face layout h
 Meta's `vqgan.ckpt` is needed beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from cascade_jax import bundle
 from cascade_jax.models.chameleon import PIXELS, ChameleonConfig, preset
 from cascade_jax.models.vq import VQConfig
 from checkpoints_convert import eagle, folders, llama, vqgan
 from checkpoints_convert.files import read_json
-from checkpoints_convert.formats import Family, Format, Known
+from checkpoints_convert.formats import Family, Format, Known, of_tokens
 from checkpoints_convert.sources import CODES, Source
 from checkpoints_convert.table import Rule
 from checkpoints_convert.tensors import ConvertError
@@ -163,23 +162,6 @@ def _configure_vq(source: Source, known: Known) -> VQConfig:
     return vqgan.configure(source, "", down="down", block="block", l2_norm=False)
 
 
-def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
-    target, vq = parts["target"], parts["vq"]
-    if target.codebook_size != vq.codebook_size:
-        raise ConvertError(f"the vocabulary names {target.codebook_size} codes and the VQGAN has {vq.codebook_size}")
-    if vq.downsampling != PIXELS:
-        raise ConvertError(f"a code of the VQGAN is {vq.downsampling} pixels wide, and Chameleon's is {PIXELS}")
-    return bundle.Config(
-        family="chameleon",
-        target=target,
-        drafter=parts.get("drafter"),
-        vq=vq,
-        text="tokens",
-        sampling=target.sampling,
-        cascade=target.cascade,
-    )
-
-
 VQGAN = Format(
     "Chameleon's VQGAN",
     "vq",
@@ -219,7 +201,7 @@ def _family(name: str, style: str) -> Family:
             eagle.EAGLE1,
         ),
         ("target", "vq"),
-        _assemble,
+        of_tokens("chameleon", PIXELS),
         architecture="chameleon",
     )
 

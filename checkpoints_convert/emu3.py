@@ -10,11 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from cascade_jax import bundle
 from cascade_jax.models.emu3 import Emu3Config, preset
 from cascade_jax.models.vq import VQConfig
 from checkpoints_convert import eagle, llama, movq, vqgan
-from checkpoints_convert.formats import Family, Format, Known
+from checkpoints_convert.formats import Family, Format, Known, of_tokens
 from checkpoints_convert.sources import TIKTOKEN, TOKENIZERS, Source
 from checkpoints_convert.table import Rule
 from checkpoints_convert.tensors import ConvertError
@@ -125,21 +124,6 @@ def _configure_ibq(source: Source, known: Known) -> VQConfig:
     return vqgan.configure(source, "", down="down", block="block", l2_norm=False, by_product=True)
 
 
-def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
-    target, vq = parts["target"], parts["vq"]
-    if target.codebook_size != vq.codebook_size:
-        raise ConvertError(f"the model draws {target.codebook_size} codes and its tokenizer has {vq.codebook_size}")
-    return bundle.Config(
-        family="emu3",
-        target=target,
-        drafter=parts.get("drafter"),
-        vq=vq,
-        text="tokens",
-        sampling=target.sampling,
-        cascade=target.cascade,
-    )
-
-
 _LAYER = "model.layers.{}.self_attn"
 _CONSTANTS = (f"{_LAYER}.rotary_emb.inv_freq",)
 _IN_ORDER = dict(skip=_CONSTANTS, tokenizer=True)
@@ -183,6 +167,6 @@ EMU3 = Family(
     "emu3",
     (ORIGINAL, HUGGING_FACE, movq.EMU3, movq.EMU3_HUGGING_FACE, eagle.EAGLE1),
     ("target", "vq"),
-    _assemble,
+    of_tokens("emu3"),
 )
-EMU35 = Family("emu3.5", (EMU35_MODEL, IBQ, eagle.EAGLE1), ("target", "vq"), _assemble, architecture="emu3")
+EMU35 = Family("emu3.5", (EMU35_MODEL, IBQ, eagle.EAGLE1), ("target", "vq"), of_tokens("emu3"), architecture="emu3")

@@ -8,7 +8,7 @@ from typing import Any
 from cascade_jax import bundle
 from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
-from checkpoints_convert.tensors import Tensor
+from checkpoints_convert.tensors import ConvertError, Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,3 +103,30 @@ class Family:
     def is_a(self, name: str) -> bool:
         """Whether the family or its architecture is called that."""
         return name in (self.name, self.architecture)
+
+
+def of_tokens(name: str, side: int | None = None) -> Callable[[Mapping[str, Any]], bundle.Config]:
+    """`Family.assemble` of models whose prompts are token ids: a target and the picture tokenizer whose codes it draws.
+
+    Args:
+      name: the bundle's family.
+      side: pixels a side of the square that a code stands for, where the way that the model draws takes it for granted.
+    """
+
+    def assemble(parts: Mapping[str, Any]) -> bundle.Config:
+        target, vq = parts["target"], parts["vq"]
+        if target.codebook_size != vq.codebook_size:
+            raise ConvertError(f"the model draws {target.codebook_size} codes and its tokenizer has {vq.codebook_size}")
+        if side not in (None, vq.downsampling):
+            raise ConvertError(f"a code of the tokenizer is {vq.downsampling} pixels wide, and one of the model {side}")
+        return bundle.Config(
+            family=name,
+            target=target,
+            drafter=parts.get("drafter"),
+            vq=vq,
+            text="tokens",
+            sampling=target.sampling,
+            cascade=target.cascade,
+        )
+
+    return assemble

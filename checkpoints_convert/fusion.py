@@ -8,15 +8,14 @@ tokenizer: behind its last word. Names of tensors are those of transformers' Qwe
 subclasses or instances in the public code; of the published files themselves none could be seen.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from cascade_jax import bundle
 from cascade_jax.models import liquid, simplear
 from cascade_jax.models.liquid import LiquidConfig
 from cascade_jax.models.simplear import SimpleARConfig
 from checkpoints_convert import chameleon, cosmos, llama
-from checkpoints_convert.formats import Family, Format, Known
+from checkpoints_convert.formats import Family, Format, Known, of_tokens
 from checkpoints_convert.sources import TOKENIZERS, Source
 from checkpoints_convert.table import Rule, Transform, as_is
 from checkpoints_convert.tensors import ConvertError
@@ -113,11 +112,7 @@ def _sizes(source: Source, known: Known, heads: int, usual: Any, published: Sequ
 
 
 def _family(name: str, target: Format, vq: Format) -> Family:
-    def assemble(parts: Mapping[str, Any]) -> bundle.Config:
-        own = parts["target"]
-        return bundle.Config(name, own, None, parts["vq"], text="tokens", sampling=own.sampling, cascade=own.cascade)
-
-    return Family(name, (target, vq), ("target", "vq"), assemble)
+    return Family(name, (target, vq), ("target", "vq"), of_tokens(name))
 
 
 _ATTENTION = f"{_LAYERS}.{{}}.self_attn"

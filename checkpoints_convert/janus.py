@@ -4,14 +4,12 @@ The former is `deepseek-ai/Janus-Pro-1B` and `-7B`, the latter `deepseek-communi
 checkpoint holds the model and its VQ; what only understands pictures is skipped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from cascade_jax import bundle
 from cascade_jax.models.janus import JanusConfig, preset
 from cascade_jax.models.vq import VQConfig
 from checkpoints_convert import eagle, llama, vqgan
-from checkpoints_convert.formats import Family, Format, Known
+from checkpoints_convert.formats import Family, Format, Known, of_tokens
 from checkpoints_convert.sources import Source
 from checkpoints_convert.table import Rule
 from checkpoints_convert.tensors import ConvertError
@@ -111,21 +109,6 @@ def _configure_vq(prefix: str, down: str, block: str) -> Callable[[Source, Known
     return lambda source, known: vqgan.configure(source, prefix, down=down, block=block, l2_norm=True)
 
 
-def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
-    target, vq = parts["target"], parts["vq"]
-    if target.codebook_size != vq.codebook_size:
-        raise ConvertError(f"the model draws {target.codebook_size} codes and the VQ has {vq.codebook_size}")
-    return bundle.Config(
-        family="janus",
-        target=target,
-        drafter=parts.get("drafter"),
-        vq=vq,
-        text="tokens",
-        sampling=target.sampling,
-        cascade=target.cascade,
-    )
-
-
 # Everything that reads pictures, and the head that writes text.
 _SIGLIP = ("vision_model.**", "aligner.**", "language_model.lm_head.weight")
 _SIGLIP_HF = ("model.vision_model.**", "model.aligner.**", "lm_head.weight")
@@ -171,4 +154,6 @@ VQ_HUGGING_FACE = Format(
     lambda config: vqgan.taming_names(config, "model.vqmodel.", finest_first=False),
     skip=(*_SIGLIP_HF, *_TARGET_HF),
 )
-FAMILY = Family("janus", (ORIGINAL, HUGGING_FACE, VQ, VQ_HUGGING_FACE, eagle.EAGLE1), ("target", "vq"), _assemble)
+FAMILY = Family(
+    "janus", (ORIGINAL, HUGGING_FACE, VQ, VQ_HUGGING_FACE, eagle.EAGLE1), ("target", "vq"), of_tokens("janus")
+)

@@ -6,13 +6,11 @@ and codes that are the text tokens from 155000 on, by number alone.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from cascade_jax import bundle
 from cascade_jax.models.lumina2 import PIXELS, Lumina2Config, preset
 from checkpoints_convert import eagle, llama, movq
 from checkpoints_convert.files import read_json
-from checkpoints_convert.formats import Family, Format, Known
+from checkpoints_convert.formats import Family, Format, Known, of_tokens
 from checkpoints_convert.sources import TOKENIZERS, Source
 from checkpoints_convert.table import Rule
 from checkpoints_convert.tensors import ConvertError, listed
@@ -92,21 +90,6 @@ def _begin(source: Source, names: Mapping[str, int]) -> dict[str, int]:
     return {"begin": names[name]} if name in names else {}
 
 
-def _assemble(parts: Mapping[str, Any]) -> bundle.Config:
-    target, vq = parts["target"], parts["vq"]
-    if vq.downsampling != PIXELS:
-        raise ConvertError(f"a code of the tokenizer is {vq.downsampling} pixels wide, and one of the model {PIXELS}")
-    return bundle.Config(
-        family="lumina2",
-        target=target,
-        drafter=parts.get("drafter"),
-        vq=vq,
-        text="tokens",
-        sampling=target.sampling,
-        cascade=target.cascade,
-    )
-
-
 MODEL = Format(
     "Lumina-mGPT 2.0",
     "target",
@@ -118,4 +101,6 @@ MODEL = Format(
     tokenizer=True,
     stand_ins=llama.TIED,
 )
-FAMILY = Family("lumina-mgpt-2", (MODEL, movq.MOVQGAN, eagle.EAGLE1), ("target", "vq"), _assemble, "lumina2")
+FAMILY = Family(
+    "lumina-mgpt-2", (MODEL, movq.MOVQGAN, eagle.EAGLE1), ("target", "vq"), of_tokens("lumina2", PIXELS), "lumina2"
+)

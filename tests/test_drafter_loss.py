@@ -191,9 +191,6 @@ def test_a_weight_of_one_is_exactly_the_standard_drafter(case, kind):
 
 
 def test_rematerialised_gradients_are_the_same_and_reach_everything(case, kind):
-    if kind == "eagle1":
-        pytest.skip("unrolls are what needs it")
-
     @functools.partial(jax.jit, static_argnums=0, compiler_options=FAST)
     def gradient(remat):
         objective = dataclasses.replace(OBJECTIVES[kind][0], remat=remat, unroll=2)
@@ -231,9 +228,8 @@ def test_anchors_spread_over_all_places():
     np.testing.assert_array_equal(recipe._anchors(20, 10, jax.random.key(0)), np.arange(10))
 
 
+@pytest.mark.parametrize("kind", ["eagle1", "parallel"], indirect=True)  # EAGLE-3 is trained without noise
 def test_a_rows_noise_depends_on_its_number_alone(case, kind):
-    if kind == "eagle3":
-        pytest.skip("trained without noise")
     objective = Objective(noise=5.0, guidance=2.0)
     first = case.loss(objective)[0]
     assert case.loss(objective, key=1)[0] != first

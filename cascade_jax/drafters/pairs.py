@@ -84,17 +84,26 @@ class PairDrafter(nnx.Module):
         layout: Layout | None = None,
         noise: jax.Array | None = None,
     ) -> tuple[Draft, Pairs]:
-        """Takes in the pending pairs, then fills the tree; see `draft.Drafter`.
+        """Looks behind the root (`look`), then fills the tree (`fill`); see `draft.Drafter`.
 
         At temperature 0 the drafter's likeliest tokens at temperature 1 are proposed, which fills the whole tree and is
         lossless all the same.
         """
         greedy = sampling.temperature == 0
         head = Head(sampling.replace(temperature=jnp.where(greedy, 1.0, sampling.temperature)), position)
-        hidden, memory = take_in(self, target, memory)
-        fill = fill_static if isinstance(tree, Tree) else fill_dynamic
+        hidden, memory = self.look(target, memory, tree)
         noise = None if noise is None else jnp.where(greedy, 0.0, noise)
-        return fill(self, target, tree, memory, hidden, keys, greedy, head, layout, noise), memory
+        return self.fill(target, tree, memory, hidden, keys, greedy, head, layout, noise), memory
+
+    def look(self, target, memory: Pairs, tree: Tree | DynamicTree) -> tuple[jax.Array, Pairs]:
+        """Takes in the pending pairs: the root's hidden states [R, d], and the new memory."""
+        del tree
+        return take_in(self, target, memory)
+
+    def fill(self, target, tree: Tree | DynamicTree, memory: Pairs, hidden, keys, greedy, head, layout, noise) -> Draft:
+        """The tree, given what `look` found; see `filling`."""
+        fill = fill_static if isinstance(tree, Tree) else fill_dynamic
+        return fill(self, target, tree, memory, hidden, keys, greedy, head, layout, noise)
 
     def observe(self, target, memory: Pairs, outcome: Outcome) -> Pairs:
         """Keeps the accepted tokens and the target's features before them, to be taken in by the next step."""

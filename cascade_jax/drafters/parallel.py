@@ -23,7 +23,7 @@ from cascade_jax.drafters.eagle import Eagle1, EagleConfig
 from cascade_jax.drafters.filling import Head, candidates, grow, root_of, seen_pairs, tile
 from cascade_jax.drafters.pairs import Pairs
 from cascade_jax.models.transformer import run_blocks
-from cascade_jax.sampling import Layout, Sampling, propose
+from cascade_jax.sampling import Sampling, propose
 from cascade_jax.tree import DynamicTree, Tree
 
 
@@ -71,25 +71,6 @@ class Parallel(Eagle1):
             raise ValueError(f"this drafter drafts at most {self.depth} levels, and the tree has {tree.depth}")
         return super().start(target, tree, prefix, features, first, slots, layout)
 
-    def propose(
-        self,
-        target,
-        tree: Tree | DynamicTree,
-        memory: Pairs,
-        keys: jax.Array,
-        sampling: Sampling,
-        position: jax.Array,
-        layout: Layout | None = None,
-        noise: jax.Array | None = None,
-    ) -> tuple[Draft, Pairs]:
-        """One pass over the pending pairs and the slots behind them, and the tree drawn from its laws; see
-        `draft.Drafter`. At temperature 0 as `pairs.PairDrafter.propose`."""
-        greedy = sampling.temperature == 0
-        sampling = sampling.replace(temperature=jnp.where(greedy, 1.0, sampling.temperature))
-        noise = None if noise is None else jnp.where(greedy, 0.0, noise)
-        hidden, memory = self.levels(target, memory, tree.depth)
-        return self.fill(target, tree, memory, hidden, keys, greedy, Head(sampling, position), layout, noise), memory
-
     def fill(self, target, tree, memory: Pairs, hidden, keys, greedy, head: Head, layout, noise) -> Draft:
         """The tree, given the hidden states [R, D, d] of its levels; see `filling`."""
         logits = head(self, target, layout, hidden, jnp.arange(tree.depth))
@@ -97,8 +78,9 @@ class Parallel(Eagle1):
             return _drawn(tree, root_of(memory), logits, keys, greedy, head.sampling, noise)
         return _likeliest(tree, root_of(memory), logits, head.sampling, noise)
 
-    def levels(self, target, memory: Pairs, depth: int) -> tuple[jax.Array, Pairs]:
+    def look(self, target, memory: Pairs, tree: Tree | DynamicTree) -> tuple[jax.Array, Pairs]:
         """Hidden states [R, depth, d], at the root and at the slots behind it, in one pass; and the new memory."""
+        depth = tree.depth
         rows, size = memory.features.shape[:2]
         pending, pairs, ahead = tile(memory.pending, rows), jnp.arange(size), jnp.arange(1, depth)
         x = self.paired(tile(self.embed(jnp.maximum(memory.tokens, 0), target), rows), memory.features)

@@ -75,6 +75,34 @@ class FusionConfig:
         return stack_tokens(conditional, [opened(np.array(self.unguided, np.int32))] * len(prompts))
 
 
+class RasterConfig(FusionConfig):
+    """What those have in common that draw a square picture, its codes in raster order with nothing between them.
+
+    Attributes:
+      grid: codes per side of the picture.
+      begin: text token that begins a prompt.
+      image_start: text token that ends it.
+    """
+
+    @property
+    def length(self) -> int:
+        """Drawn tokens of a picture."""
+        return self.grid**2
+
+    @property
+    def opening(self) -> tuple[int, ...]:
+        """Text tokens between a prompt and the first code."""
+        return (self.image_start,)
+
+    def blank(self) -> Prompt:
+        """A prompt without meaning, as long as a usual one."""
+        return Prompt(ids=np.array([self.begin] * 30 + [self.image_start], np.int32))
+
+    def codes(self, tokens: jax.Array) -> jax.Array:
+        """VQ codes int [B, grid, grid] of drawn tokens int [B, length]."""
+        return tokens.reshape(-1, self.grid, self.grid)
+
+
 class EarlyFusion(nnx.Module):
     """The transformer. Features are the outputs of the last norm; `logits` maps them to the codes."""
 

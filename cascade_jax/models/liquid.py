@@ -7,10 +7,9 @@ and its gate is a GELU. Codes follow the prompt in raster order, with nothing be
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
-from cascade_jax.models.fusion import FusionConfig
+from cascade_jax.models.fusion import RasterConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.transformer import BlockConfig
 
@@ -19,7 +18,7 @@ NOTHING = "<unconditional>"  # in place of a caption
 
 
 @dataclass(frozen=True)
-class LiquidConfig(FusionConfig):
+class LiquidConfig(RasterConfig):
     """Sizes of a Liquid model.
 
     Attributes:
@@ -74,16 +73,6 @@ class LiquidConfig(FusionConfig):
         return self.dim**0.5
 
     @property
-    def length(self) -> int:
-        """Drawn tokens of a picture."""
-        return self.grid**2
-
-    @property
-    def opening(self) -> tuple[int, ...]:
-        """Text tokens between a prompt and the first code."""
-        return (self.image_start,)
-
-    @property
     def unguided(self) -> tuple[int, ...]:
         """What the unconditional branch reads in place of a prompt."""
         return (self.begin, *self.nothing)
@@ -96,14 +85,6 @@ class LiquidConfig(FusionConfig):
     def read(self, encode: Callable[[str], Sequence[int]], text: str) -> Prompt:
         """The prompt of a caption as the model was trained on it; `encode` is the text tokenizer, adding nothing."""
         return Prompt(ids=np.array([self.begin, *encode(text + ASKED), self.image_start], np.int32))
-
-    def blank(self) -> Prompt:
-        """A prompt without meaning, as long as a usual one."""
-        return Prompt(ids=np.array([self.begin] * 30 + [self.image_start], np.int32))
-
-    def codes(self, tokens: jax.Array) -> jax.Array:
-        """VQ codes int [B, grid, grid] of drawn tokens int [B, length]."""
-        return tokens.reshape(-1, self.grid, self.grid)
 
 
 _PRESETS = {

@@ -7,10 +7,9 @@ bad pictures, which is the unconditional branch's prompt.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
-from cascade_jax.models.fusion import FusionConfig
+from cascade_jax.models.fusion import RasterConfig
 from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.transformer import BlockConfig
 
@@ -23,7 +22,7 @@ FLAWS = (
 
 
 @dataclass(frozen=True)
-class SimpleARConfig(FusionConfig):
+class SimpleARConfig(RasterConfig):
     """Sizes of a SimpleAR model.
 
     Attributes:
@@ -68,16 +67,6 @@ class SimpleARConfig(FusionConfig):
         )
 
     @property
-    def length(self) -> int:
-        """Drawn tokens of a picture."""
-        return self.grid**2
-
-    @property
-    def opening(self) -> tuple[int, ...]:
-        """Text tokens between a prompt and the first code."""
-        return (self.image_start,)
-
-    @property
     def unguided(self) -> tuple[int, ...]:
         """What the unconditional branch reads in place of a prompt."""
         return (self.begin, *self.flaws)
@@ -90,14 +79,6 @@ class SimpleARConfig(FusionConfig):
     def read(self, encode: Callable[[str], Sequence[int]], text: str) -> Prompt:
         """The prompt of a caption as the authors put it; `encode` is the text tokenizer, adding nothing."""
         return Prompt(ids=np.array([self.begin, *encode(PRAISE + text), self.image_start], np.int32))
-
-    def blank(self) -> Prompt:
-        """A prompt without meaning, as long as a usual one."""
-        return Prompt(ids=np.array([self.begin] * 30 + [self.image_start], np.int32))
-
-    def codes(self, tokens: jax.Array) -> jax.Array:
-        """Codes int [B, grid, grid] of drawn tokens int [B, length]."""
-        return tokens.reshape(-1, self.grid, self.grid)
 
 
 _PRESETS = {
