@@ -53,6 +53,10 @@ def _grouped_rule(bundle: Bundle, settings: Settings) -> Rule:
     return rules.grouped(settings["group"])
 
 
+def _cascade_rule(bundle: Bundle, settings: Settings) -> Rule:
+    return rules.cascade(**{setting.name: settings[setting.name] for setting in _CASCADE_SETTINGS})
+
+
 def _entropic_rule(bundle: Bundle, settings: Settings) -> Rule:
     return rules.entropic(*(settings[setting.name] for setting in _ENTROPY_SETTINGS))
 
@@ -104,7 +108,11 @@ _ANNEALED_SETTINGS = (
 )
 _GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.target.codebook_size))
 _WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(jacobi.WINDOW, config.target.length))
-_WINDOW_OR_DRAFTER = dataclasses.replace(_WINDOW, default=lambda of: 0 if of.drafter else _WINDOW.default(of))
+_CANDIDATES = Setting("candidates", int, "candidates for the window's first position", lambda config: 4)
+_WINDOW_OR_DRAFTER = dataclasses.replace(
+    _WINDOW, about="drafts of the target's own; 0 for the model's drafter, of methods that take either",
+    default=lambda of: 0 if of.drafter else _WINDOW.default(of),
+)  # fmt: skip
 _VERIFIER = Setting("verifier", str, "how drafts are judged; traversal accepts more", lambda config: WALK, VERIFIERS)
 _GUESS = Setting(
     "guess", str, "what a window's end is filled with: draws, the token before it, or the one above",
@@ -113,14 +121,15 @@ _GUESS = Setting(
 
 
 def _by_itself(
-    name, about, rule=_STRICT, coupled=False, more=(), window=_WINDOW, bound="drafts its window and takes no tree"
-) -> Entry:
+    name, about, rule=_STRICT, coupled=False, more=(), window=_WINDOW, bound="drafts its window and takes no tree",
+    of_model=lambda config: {}, compared=False,
+) -> Entry:  # fmt: skip
     """A method that drafts a window of the target's own; if it is not `bound` to that, a window of 0 is none."""
     none = lambda settings: settings["window"] == 0 and not bound
     tree = lambda settings: None if none(settings) else trees.window(settings["window"], settings.get("candidates", 1))
     drafter = lambda bundle, settings: None if none(settings) else _jacobi(bundle, settings, coupled)
     settings = window, _GUESS, *more
-    return Entry(name, about, rule, settings, tree=tree, bound=bound, drafter=drafter, compared=False)
+    return Entry(name, about, rule, settings, of_model, tree, bound, drafter, compared)
 
 
 METHODS: dict[str, Entry] = {
@@ -156,10 +165,10 @@ METHODS: dict[str, Entry] = {
             GSD, "accepts by the mass of a token's group (arXiv 2508.07747)", _grouped_rule,
             (_GROUP,),
         ),
-        Entry(
-            CASCADE, "relaxes where the target's features agree (arXiv 2605.07230)",
-            lambda bundle, settings: rules.cascade(**settings), _CASCADE_SETTINGS,
-            of_model=lambda config: config.cascade,
+        _by_itself(
+            CASCADE, "relaxes where the target's features agree (arXiv 2605.07230)", _cascade_rule, coupled=True,
+            more=(_CANDIDATES, *_CASCADE_SETTINGS), window=_WINDOW_OR_DRAFTER, bound="",
+            of_model=lambda config: config.cascade, compared=True,
         ),
         Entry(
             "cool-sd", "accepts more near the root and less further down (arXiv 2601.09212)",
@@ -169,7 +178,7 @@ METHODS: dict[str, Entry] = {
         _by_itself(SCD, "the same with coupled redraws, whose drafts settle (arXiv 2510.24211)", coupled=True),
         _by_itself(
             "pac", "the same with several candidates for the first position (arXiv 2603.18599)", coupled=True,
-            more=(Setting("candidates", int, "candidates for the window's first position", lambda config: 4),),
+            more=(_CANDIDATES,),
         ),
         _by_itself(
             "gsd-jacobi", "sjd that accepts by the mass of a token's group (2508.07747)", _grouped_rule, more=(_GROUP,)
@@ -244,6 +253,8 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
     chosen = entry.defaults(bundle.config) | given
     if chosen.get("window") and tree not in (None, DEFAULT):
         raise ValueError(f"{name} drafts a window of {chosen['window']} and takes no tree besides")
+    if chosen.get("window") == 0 and not entry.bound and (loose := given.keys() & {_GUESS.name, _CANDIDATES.name}):
+        raise ValueError(f"{name} drafts by the model's drafter: {' and '.join(sorted(loose))} want a window")
     drafter = entry.drafter and entry.drafter(bundle, chosen)
     own = chosen.pop("tree", None) or (entry.tree(chosen) if callable(entry.tree) else entry.tree)
     found = None

@@ -207,6 +207,7 @@ BAD = {
     "guess": (lambda bundle: methods.method("scd", bundle, guess="last"), "one of uniform, repeat, above, not 'last'"),
     "tree": (lambda bundle: methods.method("sjd", bundle, tree="chain:2"), "takes no tree"),
     "both": (lambda bundle: methods.method("exact", bundle, tree="chain:2", window=2), "takes no tree besides"),
+    "no window": (lambda bundle: methods.method("cascade", bundle, candidates=2), "candidates want a window"),
     "relaxed": (lambda bundle: draw(bundle, rule=cj.grouped(2), noise="gumbel"), "a relaxed rule would not"),
     "bounded": (lambda bundle: draw(bundle, rule=cj.bounded(cj.exact(), 0.1), noise="gumbel"), "use exact"),
     "fresh": (lambda bundle: draw(bundle, rule=cj.exact(), noise="fresh"), "the noise is fresh"),
@@ -232,14 +233,28 @@ def test_the_methods_of_a_model_without_a_drafter():
     alone = dataclasses.replace(
         made, config=dataclasses.replace(made.config, drafter=None), params=made.params | {"drafter": None}
     )
-    for name in ("sjd", "scd", "pac", "gsd-jacobi", "entropy-aware", "exact"):
+    for name in ("sjd", "scd", "pac", "gsd-jacobi", "cascade", "entropy-aware", "exact"):
         chosen = methods.method(name, alone, **({"group": 2} if name == "gsd-jacobi" else {}))
         program = chosen.program(alone)
-        assert program.tree == trees.window(16, 4 if name == "pac" else 1)
+        assert program.tree == trees.window(16, 4 if name in ("pac", "cascade") else 1)
         assert not jax.tree.leaves(chosen.on(alone).decoding_params(program)["drafter"])
     model, program = pipeline._prepared(alone, None, None, None, None, "walk", None)
     assert program.tree == trees.window(16, 1) and isinstance(model.drafter, Jacobi) and model.drafter.coupled
     assert methods.method("exact", made).drafter is None
+    assert methods.method("cascade", made).drafter is None
     for refused in (lambda: methods.method("eagle", alone).program(alone), lambda: draw(alone, rule=cj.grouped(2))):
         with pytest.raises(bundles.BundleError, match="needs none, as sjd"):
             refused()
+
+
+def test_cascade_judges_a_window_as_it_judges_a_drafters_tree():
+    made, prompts = tiny_bundles.bundle("llamagen"), tiny_bundles.prompts("llamagen", 8)
+    drawn = lambda name, **settings: methods.draw_numbers(
+        made, methods.method(name, made, window=6, candidates=3, **settings), prompts, range(8), seed=0
+    )
+    off, pac = drawn("cascade", tau_pos=2.0, tau_seq=2.0), drawn("pac")
+    np.testing.assert_array_equal(off.tokens, pac.tokens)  # with nothing to relax, the very same
+    siblings, children = drawn("cascade", tau_pos=-1.0, tau_seq=2.0), drawn("cascade", tau_pos=2.0, tau_seq=-1.0)
+    assert siblings.stats.nominal.sum() > 0 and children.stats.nominal.sum() > 0
+    bounded = drawn("cascade", tau_pos=-1.0, tau_seq=-1.0, ledger="coupled", budget=0.1)
+    assert 0 < bounded.stats.coupled.max() <= 0.1 + 1e-6

@@ -96,7 +96,7 @@ def trained(folder: pathlib.Path):
 def distilled(folder: pathlib.Path):
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*.npy"))
+        for path in sorted(folder.glob("*.npz"))
     }
 
 

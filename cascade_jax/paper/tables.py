@@ -54,7 +54,7 @@ def table_2(lab: Lab) -> Result:
 def table_3a(lab: Lab) -> Result:
     """Methods on other drafters; beside EAGLE-3 drafters stand the paper's numbers."""
     _need_drafters(lab, "eagle3=DIR for one trained with --drafter eagle3")
-    alike = [name for name in by_name.compared() if by_name.METHODS[name].drafter is None]
+    alike = list(by_name.compared())
     rows = [Row(AR, lab.method(AR))]
     for drafter, bundle in lab.drafters.items():
         third = isinstance(bundle.config.drafter, Eagle3Config) and lab.model == paper.LLAMAGEN
