@@ -17,7 +17,7 @@ from cascade_jax import acceptance, bundle, decode, hub, interrupts, platforms, 
 from cascade_jax.acceptance import Rule
 from cascade_jax.bundle import Bundle, Prompt
 from cascade_jax.decode import Program
-from cascade_jax.drafters.jacobi import WINDOW, Jacobi
+from cascade_jax.drafters.jacobi import Jacobi
 from cascade_jax.mesh import DATA, MODEL
 from cascade_jax.sampling import FRESH, GUMBEL, Sampling
 from cascade_jax.targets import Target
@@ -25,7 +25,8 @@ from cascade_jax.text import readers
 from cascade_jax.tree import ROOT, DynamicTree, Tree, window
 from cascade_jax.verify import TRAVERSAL, WALK
 
-SCENES = pathlib.Path(__file__).parent / "scenes" / "weights"
+_SCENES = pathlib.Path(__file__).parent / "scenes"
+EMBEDDED = {"scenes": _SCENES / "weights", "scenes-small": _SCENES / "small_weights"}  # models in the package
 CHUNK = 16  # steps between two looks at progress and interrupts
 
 
@@ -89,10 +90,10 @@ def load(
     mesh: Mesh | None = None,
     batch: int = 1,
 ) -> Bundle:
-    """Loads a model: "scenes", which comes with the package, or a converted directory.
+    """Loads a model: "scenes" or "scenes-small", which come with the package, or a converted directory.
 
     Args:
-      dtype: of the parameters; None for float32 on CPU and bfloat16 elsewhere.
+      dtype: of the parameters; None for bfloat16 where the machine multiplies that, and float32 elsewhere.
       placement: gives each parameter's sharding; see `bundle.load`.
       mesh: divides the model over devices, see `mesh.make`; None for one device.
       batch: pictures that will be drawn at once; room for them and the parameters is looked for before anything is
@@ -103,7 +104,7 @@ def load(
       ValueError: if the mesh does not divide the model, or its devices have too little memory.
     """
     directory, contents = folder(model), None
-    dtype = platforms.defaults().dtype if dtype is None else dtype
+    dtype = platforms.defaults().decoding if dtype is None else dtype
     if placement is None:
         sizes = {DATA: 1, MODEL: 1} if mesh is None else dict(mesh.shape)
         config, contents = bundle.read_config(directory), bundle.contents(directory)
@@ -118,17 +119,18 @@ def load(
 
 
 def folder(model: str | os.PathLike) -> pathlib.Path:
-    """Where a model lies: "scenes", which comes with the package, a converted directory, or one on the hub, hf://OWNER/NAME,
-    which is downloaded unless the hub's cache has it.
+    """Where a model lies: one of `EMBEDDED`, a converted directory, or one on the hub, hf://OWNER/NAME, which is
+    downloaded unless the hub's cache has it.
 
     Raises:
       bundle.BundleError: if there is no such model, or it cannot be had.
     """
     if hub.is_address(model):
         return _from_hub(hub.address(model))
-    directory = SCENES if str(model) == "scenes" else pathlib.Path(model)
+    directory = EMBEDDED.get(str(model)) or pathlib.Path(model)
     if not directory.is_dir():
-        raise bundle.BundleError(f'there is no model {str(model)!r}: give "scenes" or a converted directory')
+        known = ", ".join(f'"{name}"' for name in EMBEDDED)
+        raise bundle.BundleError(f"there is no model {str(model)!r}: give {known} or a converted directory")
     return directory
 
 
@@ -165,8 +167,8 @@ def generate(
       key: a random key, or a seed; picture i draws from fold_in(key, i). Or a key for every picture, [B]. A picture
         depends on its prompt and its key alone, whatever else is in the batch.
       rule: the acceptance rule; None for `strict()`.
-      tree: the draft tree; `trees.ROOT` is autoregressive decoding. None for the usual one: `trees.EAGLE_25`, or a
-        window of up to 32 for a model without a drafter, which drafts it by itself if the rule is lossless.
+      tree: the draft tree; `trees.ROOT` is autoregressive decoding. None for the one that fits the platform, or a
+        window that does for a model without a drafter, which drafts it by itself if the rule is lossless.
       sampling: None for the model's own settings.
       progress: called now and then with (tokens drawn, tokens in all). Without it, and where nobody watches for
         interrupts, nothing returns to the host before the last token.
@@ -214,7 +216,8 @@ def _prepared(model, rule, tree, drafter, noise, verifier, length) -> tuple[Bund
     """The model with this drafter, and its program; arguments as of `generate`."""
     exactly = isinstance(rule, acceptance.Exact)
     if tree is None and drafter is None and (rule is None or exactly) and isinstance(model, Bundle) and model.alone:
-        drafter, tree = Jacobi(coupled=verifier != TRAVERSAL), window(min(WINDOW, length or model.length), 1)
+        drafter = Jacobi(coupled=verifier != TRAVERSAL)
+        tree = window(min(platforms.defaults().window, length or model.length), 1)
     model = model.drafting(drafter).sized(length)
     program = model.program(
         model.usual_tree if tree is None else tree, noise or (GUMBEL if exactly else FRESH), verifier

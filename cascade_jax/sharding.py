@@ -92,7 +92,7 @@ def needed(config: Config, arrays: dict[str, Any], dtype, *, data: int, model: i
     mesh = jax.sharding.AbstractMesh((data, model), (DATA, MODEL))
     place, parameters = placement(mesh), 0
     for path, leaf in arrays.items():
-        floating = np.issubdtype(leaf.dtype, np.floating) or leaf.dtype == jax.numpy.bfloat16
+        floating = np.issubdtype(leaf.dtype, np.floating) or leaf.dtype in (jax.numpy.bfloat16, np.int8)
         size = np.dtype(dtype).itemsize if floating else leaf.dtype.itemsize
         parameters += math.prod(place(path, tuple(leaf.shape)).shard_shape(tuple(leaf.shape))) * size
     layers = [(own.block, own.layers) for own in (config.target, config.drafter) if hasattr(own, "block")]

@@ -38,14 +38,14 @@ if [ "$train" = no ]; then
   cat "$out/steps.md" 2>/dev/null
 else
   # what a run weighs does not matter here: checkpoints stay in a folder of their own, and the model alone comes back
-  runs=$(mktemp -d) steps=() sequences=1024 count=16
+  runs=$(mktemp -d) steps=() sequences=1024 count=16 edition=scenes
   trap 'rm -rf "$runs"' EXIT
-  [ ${#tiny[@]} -gt 0 ] && steps=(--steps 2 --batch 2) sequences=8 count=1
+  [ ${#tiny[@]} -gt 0 ] && steps=(--steps 2 --batch 2) sequences=8 count=1 edition=scenes-small
   echo "== training in $runs" | tee "$out/log.txt"
   scenes=("$python" -m cascade_jax scenes)
   part "tokenizer" 150 "${scenes[@]}" train tokenizer --out "$runs" "${steps[@]}"
   part "judge" 60 "${scenes[@]}" train judge --out "$runs" "${steps[@]}"
-  part "target" 240 "${scenes[@]}" train target --out "$runs" "${steps[@]}"
+  part "target" 240 "${scenes[@]}" train target --edition "$edition" --out "$runs" "${steps[@]}"
   part "drafter" 120 "${scenes[@]}" train drafter --out "$runs" "${steps[@]}" --sequences "$sequences"
   part "pack" 60 "${scenes[@]}" pack "$runs" --out "$runs/model/scenes"
   part "compare" 120 "$python" -m cascade_jax compare --model "$runs/model/scenes" --methods ar,eagle,cascade \

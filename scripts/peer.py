@@ -184,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     """The script's flags."""
     made = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     made.add_argument("--shapes", default="llamagen-xl", choices=list(shapes.SHAPES))
-    made.add_argument("--dtype", default=platforms.defaults().dtype, choices=["float32", "bfloat16"])
+    made.add_argument("--dtype", default=platforms.defaults().decoding, choices=["float32", "bfloat16"])
     made.add_argument("--layers", type=int, help="fewer layers than published, to try things out")
     made.add_argument("--eager", action="store_true", help="leave torch.compile out")
     made.add_argument("--steps", type=int, default=32)

@@ -14,7 +14,8 @@ import small
 from flax import nnx
 
 import cascade_jax as cj
-from cascade_jax import bundle, cli, methods, sharding
+from cascade_jax import bundle, cli, methods, pipeline, sharding
+from cascade_jax.bundle import arrays as by_path
 from cascade_jax.bundle.arrays import flat, nested, plain
 from cascade_jax.models import families
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
@@ -53,10 +54,31 @@ def test_a_model_is_a_few_files(folder):
     assert not any(str(folder.parent).encode() in path.read_bytes() for path in written)
 
 
-def test_what_comes_with_the_package_is_a_few_files():
+def test_what_comes_with_the_package_is_small_pieces():
     scenes = pathlib.Path(cj.__file__).parent / "scenes"
-    found = [path for name in ("weights", "judge_weights") for path in (scenes / name).rglob("*") if path.is_file()]
-    assert len(found) == 11
+    places = [*pipeline.EMBEDDED.values(), scenes / "judge_weights"]
+    sizes = [path.stat().st_size for place in places for path in place.rglob("*") if path.is_file()]
+    assert len(sizes) <= 40
+    assert max(sizes) <= 16 << 20 and sum(sizes) <= 50 << 20
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_that_lie_as_int8_are_near_those_that_were_written(folder, tmp_path, dtype, monkeypatch):
+    monkeypatch.setattr(by_path, "_LEAST", 256)
+    model = bundle.load(folder, jnp.float32)
+    bundle.save(tmp_path / "model", model.config, model.params, jnp.int8, shard=1 << 13)
+    kinds = {str(leaf.dtype) for leaf in bundle.stored(tmp_path / "model").values()}
+    assert kinds == {"int8", "bfloat16"}
+    assert bundle.stored(tmp_path / "model").keys() == bundle.stored(folder).keys()
+    old, new = leaves(model), leaves(bundle.load(tmp_path / "model", jnp.dtype(dtype)))
+    assert {str(x.dtype) for x in new.values()} == {dtype}
+    for name, x in old.items():
+        largest = np.abs(x).max(0 if name.endswith("kernel") else -1, keepdims=True) if x.ndim > 1 else np.abs(x)
+        assert np.all(np.abs(new[name].astype(np.float32) - x) <= largest * (1 / 254 + 2**-7)), name
+    again = pipeline.load(tmp_path / "model", dtype, mesh=cj.mesh.make(data=1, model=1))
+    assert all(np.array_equal(x, new[name]) for name, x in leaves(again).items())
+    needed = sharding.needed(model.config, bundle.stored(tmp_path / "model"), dtype, data=1, model=1, batch=1)
+    assert needed == sharding.needed(model.config, bundle.stored(folder), dtype, data=1, model=1, batch=1)
 
 
 def test_bundles_written_before_still_load(folder, copy):
@@ -161,7 +183,7 @@ def test_an_unknown_way_to_read_prompts_is_told(copy):
 
 
 @pytest.mark.parametrize("name", ["config.json", "_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt", "d/*"])
-def test_files_that_are_cut_off_or_others_are_told_as_damage(folder, tmp_path, name):
+def test_files_that_are_cut_off_or_others_are_told_as_damage(folder, tmp_path, name, collected):
     """Of what only describes the checkpoint nothing else depends on."""
     for number, content in enumerate((lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"[]", lambda b: b[::-1])):
         copy = pathlib.Path(shutil.copytree(folder, tmp_path / str(number)))

@@ -180,7 +180,7 @@ def test_commands_know_what_measures_from_what_draws(network, tmp_path, monkeypa
         assert "is a network that measures pictures (inception), not a model that draws them" in err
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(bundle.BundleError, match="is a model that draws, and one that measures is needed: clip, incep"):
-        bundle.load_metric(pathlib.Path(bundle.__file__).parents[1] / "scenes" / "weights")
+        bundle.load_metric(pathlib.Path(bundle.__file__).parents[1] / "scenes" / "small_weights")
 
 
 def test_what_is_no_such_network_is_told_apart(network, tmp_path):

@@ -93,7 +93,7 @@ def test_the_tree_that_is_measured_fastest_is_taken_whatever_was_predicted(monke
     monkeypatch.setattr(tune, "fit_time", lambda *_: np.array([1.0, 1e-3, 1e-3]))
     monkeypatch.setattr(parts, "step_times", lambda _, tried, *__: [9.0 - (own.tree.num_nodes == 3) for own in tried])
     monkeypatch.setattr(pipeline, "generate", lambda *_, **__: types.SimpleNamespace(stats=stats))
-    model = cj.load("scenes")
+    model = cj.load("scenes-small")
     found = tune.tune(model, "eagle", [], most_drafts=8, most_depth=3)
     assert named(found["tree"]).num_nodes == 3
     rates = [row["measured"]["tokens_per_second"] for row in found["trees"]]

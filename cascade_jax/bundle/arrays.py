@@ -11,6 +11,8 @@ from cascade_jax import platforms
 from cascade_jax.models.transformer import output_major
 
 Path = tuple[str, ...]
+_LEAST = 2**12  # numbers of an array that is worth being kept as int8
+SCALE = "-scale"  # behind the name of what an int8 array is multiplied by
 
 
 def flat(tree: Any, path: Path = ()) -> dict[Path, Any]:
@@ -54,6 +56,41 @@ def cast(stored, wanted):
     return wanted if jnp.issubdtype(stored, jnp.floating) else stored
 
 
+def on_disk(path: Path, array: jax.Array, dtype) -> dict[Path, jax.Array]:
+    """An array as it is written where floating-point ones become `dtype`, by path.
+
+    With int8 a large kernel or table becomes whole numbers and what every column of the kernel or row of the table is
+    multiplied by, float32; vectors and what is small become bfloat16.
+    """
+    if jnp.dtype(dtype) != jnp.int8:
+        return {path: array.astype(cast(array.dtype, dtype))}
+    if not path or array.ndim < 2 or array.size < _LEAST or not jnp.issubdtype(array.dtype, jnp.floating):
+        return {path: array.astype(cast(array.dtype, jnp.bfloat16))}
+    array = jnp.asarray(array, jnp.float32)
+    scale = jnp.max(jnp.abs(array), axis=0 if path[-1] == "kernel" else -1, keepdims=True) / 127
+    whole = jnp.round(array / jnp.where(scale > 0, scale, 1.0))
+    return {path: whole.astype(jnp.int8), (*path[:-1], path[-1] + SCALE): scale}
+
+
+def multiplied(arrays: dict[Path, jax.Array], dtype) -> dict[Path, jax.Array]:
+    """Arrays by path, of which int8 ones, see `on_disk`, become `dtype`."""
+    found = {path: x for path, x in arrays.items() if not (path and path[-1].endswith(SCALE))}
+    for path, x in found.items():
+        if x.dtype == jnp.int8:
+            found[path] = _product(x, arrays[(*path[:-1], path[-1] + SCALE)], jnp.dtype(dtype))
+    return found
+
+
+@jax.jit(static_argnums=2)
+def _product(whole: jax.Array, scale: jax.Array, dtype) -> jax.Array:
+    return (whole * scale).astype(dtype)
+
+
+def stored_as(path: Path, stored, wanted):
+    """The type that an array of the type `stored` is read as where floating-point ones get `wanted`."""
+    return jnp.dtype(jnp.float32) if path[-1].endswith(SCALE) else cast(stored, wanted)
+
+
 def here() -> jax.sharding.Sharding:
     """One device of this process. Orbax would look for the one that wrote, which only the first of processes has."""
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -85,5 +122,6 @@ def lay_out(arrays: dict[Path, Any]) -> None:
 
 def laid_out(kernel: jax.Array) -> Any:
     """A kernel of a target's or drafter's product, as decoding likes it to lie on this platform."""
-    large = kernel.size >= platforms.defaults().output_major and kernel.dtype == jnp.float32
-    return output_major(kernel) if large else kernel
+    own = platforms.defaults()
+    turns = kernel.size >= own.output_major and str(kernel.dtype) in own.turned
+    return output_major(kernel) if turns else kernel

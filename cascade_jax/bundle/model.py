@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from cascade_jax import platforms
 from cascade_jax.bundle.arrays import cast, flat, plain
 from cascade_jax.bundle.config import BundleError, Config, MetricConfig, default_sampling
 from cascade_jax.decode import Prefix, Program, check_drafter
@@ -18,7 +19,7 @@ from cascade_jax.models.prompt import Prompt
 from cascade_jax.models.vq import to_uint8
 from cascade_jax.rules import nearest_codes
 from cascade_jax.sampling import FRESH, Layout, Sampling
-from cascade_jax.tree import EAGLE_25, DynamicTree, Tree
+from cascade_jax.tree import DynamicTree, Tree, named
 from cascade_jax.verify import WALK
 
 Read = Callable[[Sequence[str]], list[Prompt]]
@@ -36,6 +37,7 @@ class Bundle:
       mesh: the devices that the parameters lie on, see `sharding`; None for one device.
       trees: what `measure.tune` found on this machine, see `tuned`.
       drafter: a drafter that takes the place of the one that `config` names (`drafting`); None for the latter.
+      tree: what is drafted where no tree is named; None for what fits the platform.
     """
 
     config: Config
@@ -45,6 +47,7 @@ class Bundle:
     mesh: jax.sharding.Mesh | None = None
     trees: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     drafter: nnx.Module | None = None
+    tree: Tree | None = None
 
     @functools.cached_property
     def _graphs(self) -> dict[str, nnx.GraphDef]:
@@ -75,7 +78,7 @@ class Bundle:
     @property
     def usual_tree(self) -> Tree:
         """What is drafted where no tree is named."""
-        return EAGLE_25
+        return named(platforms.defaults().tree) if self.tree is None else self.tree
 
     @property
     def sampling(self) -> Sampling:

@@ -20,7 +20,20 @@ import tensorstore
 from flax import nnx
 
 from cascade_jax import files, platforms, tuned
-from cascade_jax.bundle.arrays import Path, cast, flat, here, lay_out, nested, not_finite, plain, restored_keys
+from cascade_jax.bundle.arrays import (
+    SCALE,
+    Path,
+    flat,
+    here,
+    lay_out,
+    multiplied,
+    nested,
+    not_finite,
+    on_disk,
+    plain,
+    restored_keys,
+    stored_as,
+)
 from cascade_jax.bundle.config import FORMAT, BundleError, Config, MetricConfig, read_any_config, read_config, to_json
 from cascade_jax.bundle.model import Bundle, skeletons
 from cascade_jax.models import families
@@ -56,11 +69,13 @@ class Writer:
         self._size += array.nbytes
 
     def put(self, part: str, tree: Any, dtype=jnp.bfloat16) -> None:
-        """Takes a part, an NNX state or a tree of arrays; floating-point arrays become `dtype`."""
+        """Takes a part, an NNX state or a tree of arrays; floating-point arrays become `dtype`.
+
+        Of int8 are large kernels and tables alone, with a scale for every column or row; the others become bfloat16.
+        """
         for path, leaf in flat(plain(tree)).items():
-            x = straight(leaf)
-            floating = jnp.issubdtype(x.dtype, jnp.floating)
-            self.add(part, ".".join(path), x.astype(dtype) if floating else x)
+            for own, array in on_disk(path, straight(leaf), dtype).items():
+                self.add(part, ".".join(own), array)
 
     def copy(self, file: str | os.PathLike, name: str) -> None:
         """Takes a file along, as `name` in the bundle."""
@@ -134,20 +149,23 @@ def _link(source: str | os.PathLike, place: str | os.PathLike) -> None:
 
 
 @contextlib.contextmanager
-def written(directory: str | os.PathLike) -> Iterator[Writer]:
+def written(directory: str | os.PathLike, shard: int = SHARD) -> Iterator[Writer]:
     """A `Writer` of a bundle; `directory` appears whole or not at all, and replaces a bundle that is there."""
     with files.replaced(directory) as temporary:
-        yield Writer(temporary)
+        yield Writer(temporary, shard)
 
 
-def save(directory: str | os.PathLike, config: Config, params: dict[str, Any], dtype=jnp.bfloat16) -> None:
+def save(
+    directory: str | os.PathLike, config: Config, params: dict[str, Any], dtype=jnp.bfloat16, shard: int = SHARD
+) -> None:
     """Writes a bundle; `directory` appears whole or not at all, and replaces a bundle that is there.
 
     Args:
       params: as `Bundle.params`.
-      dtype: of the floating-point arrays on disk.
+      dtype: of the floating-point arrays on disk, see `Writer.put`.
+      shard: bytes of parameters in one checkpoint.
     """
-    with written(directory) as writer:
+    with written(directory, shard) as writer:
         for part, tree in params.items():
             if tree is not None:
                 writer.put(part, tree, dtype)
@@ -316,22 +334,22 @@ def stored(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 def by_name(contents: Contents) -> dict[str, Any]:
-    """The arrays of all checkpoints by dotted path."""
-    return {".".join(path): leaf for arrays in contents.values() for path, leaf in arrays.items()}
+    """The arrays of all checkpoints by dotted path; int8 ones are floating-point numbers, see `arrays.on_disk`."""
+    every = ((path, leaf) for arrays in contents.values() for path, leaf in arrays.items())
+    return {".".join(path): leaf for path, leaf in every if not path[-1].endswith(SCALE)}
 
 
 def _restored(contents: Contents, dtype, placement: Placement | None) -> dict[Path, jax.Array]:
     """All arrays of a bundle, by path."""
+    place = lambda path, shape: here() if placement is None else placement(".".join(path), shape)
     arrays = {}
     with reader() as checkpointer:
         for shard, stored in contents.items():
             wanted = {
                 path: jax.ShapeDtypeStruct(
-                    leaf.shape,
-                    cast(leaf.dtype, dtype),
-                    sharding=here() if placement is None else placement(".".join(path), leaf.shape),
+                    leaf.shape, stored_as(path, leaf.dtype, dtype), sharding=place(path, leaf.shape)
                 )
                 for path, leaf in stored.items()
             }
             arrays |= flat(checkpointer.restore(shard, nested(wanted)))
-    return arrays
+    return multiplied(arrays, dtype)

@@ -64,7 +64,7 @@ class Info(Command):
     """Of models that draw, and of those that measure pictures."""
 
     model: Model = "scenes"
-    """scenes, or the folder of a converted model, or hf://OWNER/NAME"""
+    """scenes, scenes-small, or the folder of a converted model, or hf://OWNER/NAME"""
     json: flags.Json = False
     """print it as JSON"""
 
@@ -145,13 +145,13 @@ class Neighbours(Command):
 
 
 def _check_own(model: str) -> None:
-    """Raises a ValueError for the model that comes with the package, which is read only."""
-    if model == "scenes":
-        from cascade_jax import pipeline
+    """Raises a ValueError for a model that comes with the package, which is read only."""
+    from cascade_jax import pipeline
 
+    if place := pipeline.EMBEDDED.get(model):
         raise ValueError(
-            f"scenes is embedded in the package, which is not written to: copy it (cp -r {pipeline.SCENES} my-scenes) "
-            "and name the copy"
+            f"{model} is embedded in the package, which is not written to: copy it (cp -r {place} my-{model}) and name "
+            "the copy"
         )
 
 

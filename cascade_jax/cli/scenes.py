@@ -96,6 +96,8 @@ class Train(Command):
 
     part: Annotated[Positional[str], arg(metavar="tokenizer|target|drafter|judge")]
     """which part"""
+    edition: Annotated[str, arg(metavar="scenes|scenes-small")] = "scenes"
+    """target: which of the embedded models' sizes"""
     out: flags.Out = pathlib.Path("runs")
     """the folder of all runs, each in a folder of the part's name; a run that stopped goes on"""
     steps: Annotated[int | None, flags.hint("N", "(default: the recipe's)")] = None
@@ -112,8 +114,9 @@ class Train(Command):
             raise ValueError(f"unknown part {self.part!r}; known: {', '.join(_PARTS)}")
         flags.at_least(1, steps=self.steps, batch=self.batch, sequences=self.sequences)
         flags.check_seed(self.seed)
-        from cascade_jax import files
+        from cascade_jax import files, pipeline
 
+        flags.one_of("edition", self.edition, tuple(pipeline.EMBEDDED))
         files.check_folder(self.out / self.part)
         if importlib.util.find_spec("skimage") is None:
             raise ValueError("training renders scenes, which needs scikit-image: pip install 'cascade_jax[scenes]'")
@@ -135,30 +138,27 @@ class Pack(Command):
 
     runs: Positional[flags.Out] = pathlib.Path("runs")
     """the folder of all runs"""
-    out: Annotated[pathlib.Path | None, flags.hint("DIR", "(default: the package's)")] = None
+    out: flags.Out = pathlib.Path("scenes")
     """receives the model; the judge is put beside it"""
-
-    def _out(self) -> pathlib.Path:
-        from cascade_jax.recipes import pack
-
-        return pack.WEIGHTS if self.out is None else self.out
+    int8: bool = False
+    """half the size: matrices in eight bits a number, with a scale for every column"""
 
     def check(self):
         from cascade_jax import files
 
         if not self.runs.is_dir():
             raise ValueError(f"there is no folder {self.runs}: train the parts first (cascade-jax scenes train)")
-        files.check_folder(self._out())
+        files.check_folder(self.out)
 
     def owns(self) -> pathlib.Path:
-        return self._out()
+        return self.out
 
     def run(self, loaded, line) -> None:
         from cascade_jax.recipes import pack
 
         with console.bad_input():
-            pack.pack(self.runs, self._out())
-        print(f"packed: {self._out()}")
+            pack.pack(self.runs, self.out, dtype="int8" if self.int8 else "bfloat16")
+        print(f"packed: {self.out}")
 
 
 def _tokenizer(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
@@ -170,7 +170,8 @@ def _tokenizer(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> 
 def _target(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:
     from cascade_jax.recipes import target, tokenizer
 
-    target.train_target(runs / "target", tokenizer.load_tokenizer(runs / "tokenizer"), **settings)
+    edition = target.EDITIONS[command.edition]
+    target.train_target(runs / "target", tokenizer.load_tokenizer(runs / "tokenizer"), edition, **settings)
 
 
 def _drafter(runs: pathlib.Path, settings: dict[str, Any], command: Train) -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+import jax.numpy as jnp
 from flax import nnx
 
 from cascade_jax import bundle
@@ -16,7 +17,7 @@ from cascade_jax.scenes import judge
 from cascade_jax.text.readers import reader
 from cascade_jax.training import run
 
-WEIGHTS = pathlib.Path(__file__).parents[1] / "scenes" / "weights"
+PIECE = 12 << 20  # bytes of a file of parameters, about
 SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 3.0}
 
 
@@ -24,9 +25,8 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
     """The scenes bundle as it stands in a directory of runs: tokenizer, target, and the drafter if it is trained."""
     runs = pathlib.Path(runs)
     tokenizer = tokenizer_recipe.load_tokenizer(runs / "tokenizer")
-    trained = target_recipe.load_target(runs / "target", tokenizer)
+    config, trained = target_recipe.load_target(runs / "target", tokenizer)
     params = {**trained, "vq": nnx.split(tokenizer)[1], "drafter": None}
-    config = target_recipe.TARGET
     eagle = None
     if drafter:
         eagle, params["drafter"], _ = run.trained(runs / "drafter")
@@ -42,11 +42,12 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
     return Bundle(config, params, reader(config, params["text"], None, runs))
 
 
-def pack(runs: str | pathlib.Path, out: str | pathlib.Path = WEIGHTS, *, cascade: dict | None = None) -> None:
-    """Writes `out`, the bundle that `load("scenes")` reads, and the judge beside it, from a directory of runs.
+def pack(runs: str | pathlib.Path, out: str | pathlib.Path, *, dtype=jnp.bfloat16, cascade: dict | None = None) -> None:
+    """Writes `out`, a bundle such as come with the package, and the judge beside it, from a directory of runs.
 
     Args:
       runs: holds tokenizer/, target/, drafter/ and judge/ as the recipes left them.
+      dtype: of the weights on disk, bfloat16 or int8.
       cascade: default settings of the cascade method; None keeps those of a bundle that is there.
     """
     runs, out = pathlib.Path(runs), pathlib.Path(out)
@@ -54,7 +55,7 @@ def pack(runs: str | pathlib.Path, out: str | pathlib.Path = WEIGHTS, *, cascade
         cascade = bundle.read_config(out).cascade
     packed = from_runs(runs)
     config = dataclasses.replace(packed.config, cascade=cascade or {})
-    bundle.save(out, config, packed.params)
+    bundle.save(out, config, packed.params, dtype, shard=PIECE)
     with bundle.written(out.with_name("judge_weights")) as writer:
         writer.put("metric", nnx.state(load_judge(runs / "judge")))
         writer.copy(runs / "judge" / "reference.npz", "reference.npz")

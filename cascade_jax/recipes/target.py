@@ -11,6 +11,7 @@ model is an ordinary LlamaGen.
 
 import dataclasses
 import functools
+import json
 import pathlib
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 import optax
 from flax import nnx
 
+from cascade_jax.bundle import built
 from cascade_jax.decode import Prefix, at_tokens, teacher_forced
 from cascade_jax.models.llamagen import LlamaGen, LlamaGenConfig
 from cascade_jax.models.vq import VQModel
@@ -28,17 +30,39 @@ from cascade_jax.training import checkpoints, loop
 
 # Where the condition slots stand in the picture, row and column: ground, sky, the places, what has no place.
 CONDITION_PLACES = ((13, 7.5), (3, 7.5), (10, 2.75), (10, 7.5), (10, 12.25), (-4, 2.75), (-4, 12.25))
-TARGET = LlamaGenConfig(
-    dim=128,
-    layers=8,
-    heads=2,
-    image_tokens=256,
-    vocab_size=4096,
-    condition_tokens=captions.CONDITION_SLOTS,
-    caption_dim=64,
-    ffn_multiple=64,
-    condition_places=CONDITION_PLACES,
-)
+
+
+@dataclasses.dataclass(frozen=True)
+class Edition:
+    """A size of the target, and how one of that size is trained.
+
+    Attributes:
+      config: sizes.
+      steps: training steps.
+      batch: pictures in a step.
+      rate: Muon's highest learning rate.
+      adam_rate: Adam's.
+    """
+
+    config: LlamaGenConfig
+    steps: int
+    batch: int
+    rate: float
+    adam_rate: float
+
+
+def _sizes(dim: int, heads: int) -> LlamaGenConfig:
+    return LlamaGenConfig(
+        dim=dim, layers=8, heads=heads, image_tokens=256, vocab_size=4096, condition_tokens=captions.CONDITION_SLOTS,
+        caption_dim=64, ffn_multiple=64, condition_places=CONDITION_PLACES,
+    )  # fmt: skip
+
+
+EDITIONS = {
+    # Muon's own products cost as much as the gradient of 8 pictures: hence larger and fewer steps.
+    "scenes": Edition(_sizes(512, 8), steps=1300, batch=16, rate=0.004, adam_rate=8e-4),
+    "scenes-small": Edition(_sizes(128, 2), steps=3000, batch=8, rate=0.004, adam_rate=1.5e-3),
+}
 CONDITION_DROPOUT = 0.1
 THING_WEIGHT = 4.0
 BLIND = 0.4  # share of the rows that do not see the codes of things, once the network has learned to see
@@ -145,15 +169,16 @@ def hide(rng: np.random.Generator, things: np.ndarray, share: float) -> np.ndarr
 def train_target(
     folder,
     tokenizer: VQModel,
+    edition: Edition,
     *,
-    steps: int = 3000,
-    batch: int = 8,
+    steps: int | None = None,
+    batch: int | None = None,
     seed: int = 0,
-    rate: float = 0.004,
-    adam_rate: float = 1.5e-3,
-    config: LlamaGenConfig = TARGET,
 ) -> dict:
     """Trains the target on renders tokenised by `tokenizer`: {"target": LlamaGen's state, "text": caption table}.
+
+    Args:
+      steps, batch: in place of the edition's.
 
     Half of a batch comes with all there is to say of its scenes, the others with what a random caption says. What a
     caption says of things decides few of a picture's codes, and would be learned last: some 7 of 1,000 nats. So the
@@ -161,6 +186,7 @@ def train_target(
     ever more rows see everything; some stay blind, and codes that show part of a thing weigh more, until the learning
     rate decays.
     """
+    config, steps, batch = edition.config, steps or edition.steps, batch or edition.batch
     codes = code_features(tokenizer.codebook())
     graphdef, params = init(config, seed, codes.shape[1])
     vq_graphdef, vq_state = nnx.split(tokenizer)
@@ -188,20 +214,29 @@ def train_target(
     params = loop.fit(
         functools.partial(loss, graphdef, codes, dtype=dtype),
         params,
-        optimizer(steps, rate, adam_rate),
+        optimizer(steps, edition.rate, edition.adam_rate),
         make_batch,
         steps=steps,
         folder=folder,
         seed=seed,
         save_every=100,
         title="target",
-        settings={"batch": batch, "rate": rate, "adam_rate": adam_rate, "config": dataclasses.asdict(config)},
+        settings={
+            "batch": batch,
+            "rate": edition.rate,
+            "adam_rate": edition.adam_rate,
+            "config": dataclasses.asdict(config),
+        },
     )
     return fold(params, codes)
 
 
-def load_target(folder: str | pathlib.Path, tokenizer: VQModel, config: LlamaGenConfig = TARGET) -> dict:
-    """The newest state in a folder of `train_target`, as that returns it."""
+def load_target(folder: str | pathlib.Path, tokenizer: VQModel) -> tuple[LlamaGenConfig, dict]:
+    """The sizes and the newest state in a folder of `train_target`, the latter as that returns it."""
+    settings = pathlib.Path(folder) / "settings.json"
+    if not settings.exists():
+        raise FileNotFoundError(f"{folder} holds no checkpoint: train first")
+    config = built(LlamaGenConfig, json.loads(settings.read_text(encoding="utf-8"))["config"])
     codes = code_features(tokenizer.codebook())
     params = jax.eval_shape(lambda: init(config, 0, codes.shape[1])[1])
-    return fold(checkpoints.restore(folder, params), codes)
+    return config, fold(checkpoints.restore(folder, params), codes)
