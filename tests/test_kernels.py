@@ -40,6 +40,8 @@ ATTENTION = {
     "a tree, and slots that fill no block": dict(new=26, groups=1, slots=(100,), style="half"),
     "grouped queries, their norms, three segments": dict(new=5, groups=2, slots=(64, 3, 1), style="half", normed=True),
     "norms of interleaved pairs, holes": dict(new=3, groups=4, slots=(32, 17), normed=True, holes=True),
+    "a window, and more query heads than a program holds": dict(new=33, groups=6, slots=(40, 5), style="half"),
+    "the same, not all of them full": dict(new=17, groups=6, slots=(40,), normed=True, rms=True),
     "root-mean-square norms, six queries a key": dict(
         new=3, groups=6, slots=(32,), style="half", normed=True, rms=True
     ),

@@ -3,7 +3,8 @@ one softmax, values.
 
 For tokens that are drawn, on GPUs: XLA makes ten kernels of it there, and at batch 1 each costs as much as reading some
 megabytes. `models.transformer.attend` says what is computed, and is what every other platform runs. A program of the
-kernel does one key-value head of one row, and reads the past block by block, no further than it is filled.
+kernel does one key-value head of one row, with as many of the query heads that share it as it can hold, and reads the
+past block by block, no further than it is filled.
 
 The two halves of a head that a rotary embedding turns into one another are loaded apart, wherever they lie; scores are
 the sum of both halves' products.
@@ -31,6 +32,7 @@ class _Head:
     Attributes:
       new: new tokens.
       groups: query heads that share the key.
+      members: as many of them as a program does, filled up to a power of two.
       size: of a head (D).
       style: where rotary pairs lie, see `models.transformer.BlockConfig`.
       epsilon: of the norms.
@@ -39,6 +41,7 @@ class _Head:
 
     new: int
     groups: int
+    members: int
     size: int
     style: str
     epsilon: float
@@ -65,22 +68,25 @@ class _Head:
         return jnp.arange(self.filled) < self.new
 
     @property
-    def members(self) -> int:
-        """The query heads that share the key, filled up."""
-        return _power(self.groups)
+    def programs(self) -> int:
+        """How many programs share a key."""
+        return -(-self.groups // self.members)
 
-    @property
-    def queries(self) -> tuple:
-        """Where the query heads lie, and which of these members are some: bool [members, 1], None if all."""
-        if self.members == self.groups:
-            return slice(None), None
-        return pl.ds(0, self.members), jnp.arange(self.members)[:, None] < self.groups
+    def queries(self, program: jax.Array) -> tuple:
+        """Where a program's query heads lie, and which of these members are some: bool [members, 1], None if all."""
+        first = program * self.members
+        some = first + jnp.arange(self.members)[:, None] < self.groups if self.groups % self.members else None
+        return pl.ds(first, self.members), some
 
 
-def fits(new: int, groups: int, size: int, biases) -> bool:
-    """Whether the kernel takes `new` tokens with `groups` query heads of `size` for every key head."""
-    held = _filled(new) * _power(groups) * max(size, 128) <= QUERIES * 128
-    return size == _power(size) >= 32 and held and all(bias is not None for bias in biases)
+def fits(new: int, size: int, biases) -> bool:
+    """Whether the kernel takes `new` tokens with heads of `size`, however many share a key."""
+    return size == _power(size) >= 32 and _held(new, size) >= 1 and all(bias is not None for bias in biases)
+
+
+def _held(new: int, size: int) -> int:
+    """How many query heads of so many new tokens a program holds."""
+    return QUERIES * 128 // (_filled(new) * max(size, 128))
 
 
 @functools.partial(jax.jit, static_argnames=("style", "epsilon", "interpret"))  # traced once for all layers
@@ -102,7 +108,7 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
       [R, S, H D], and the new tokens' keys [R, K, D, S] and values [R, K, S, D].
     """
     rows, new, heads, groups, size = *qkv.shape[:3], qkv.shape[3] - 2, qkv.shape[4]
-    head = _Head(new, groups, size, style, epsilon, qkv.dtype)
+    head = _Head(new, groups, min(_power(groups), _held(new, size)), size, style, epsilon, qkv.dtype)
     of_head = functools.partial(_block, lambda r, k: (r, 0, k))
     of_row, shared = functools.partial(_block, lambda r, k: (r,)), functools.partial(_block, lambda r, k: (0, 0))
     cached, of_key = functools.partial(_block, lambda r, k: (r, k)), functools.partial(_block, lambda r, k: (k,))
@@ -131,7 +137,7 @@ def attention(qkv, rope, norms, past, biases, lengths, *, style: str, epsilon: f
             [x is not None for x in norms],
             [(b is not None, n is not None) for b, n in zip(biases, lengths)],
         ),
-        grid=(rows, heads),
+        grid=(rows, heads, head.programs),
         in_specs=specs,
         out_specs=out_specs,
         out_shape=shapes,
@@ -146,7 +152,7 @@ def _block(place, x, kept: int | None = None):
     """`x` and a program's block of it: of axes that `place(row, head)` names one place, but for axis `kept`."""
     named = len(place(0, 0))
     shape = tuple(None if axis < named and axis != kept else n for axis, n in enumerate(x.shape))
-    return x, pl.BlockSpec(shape, lambda r, k: place(r, k) + (0,) * (x.ndim - named))
+    return x, pl.BlockSpec(shape, lambda r, k, _: place(r, k) + (0,) * (x.ndim - named))
 
 
 def _filled(count: int) -> int:
@@ -165,19 +171,21 @@ def _program(head: _Head, norms: list[bool], given: list[tuple[bool, bool]], *re
     scales = [refs.pop(0) if there else None for there in norms]
     past = [[refs.pop(0) if there else None for there in (True, True, *has)] for has in given]
     new_bias, out, fresh_key, fresh_value = refs
-    tokens, exists, here = pl.ds(0, head.filled), head.exists, slice(None)
+    tokens, exists, here, program = pl.ds(0, head.filled), head.exists, slice(None), pl.program_id(2)
 
+    members, some = head.queries(program)
     rotated = functools.partial(_rotated, head, halves, rope)
     queries = [
         (x * jnp.asarray(head.size**-0.5, head.dtype)).reshape(-1, head.size // 2)
-        for x in rotated(pl.ds(0, head.members), head.queries, *scales[:2])
+        for x in rotated(members, (members, some), *scales[:2])
     ]
     one = slice(None), None
     keys = [x.reshape(-1, head.size // 2).T for x in rotated(pl.ds(head.groups, 1), one, *scales[2:])]
     values = triton.load(whole.at[tokens, np.int32(head.groups + 1), here], mask=exists[:, None], other=0.0)
+    written = exists if head.programs == 1 else exists & (program == 0)
     for part, x in enumerate(keys):
-        triton.store(fresh_key.at[(*head.half(part), tokens)], x, mask=exists[None, :])
-    triton.store(fresh_value.at[tokens, here], values, mask=exists[:, None])
+        triton.store(fresh_key.at[(*head.half(part), tokens)], x, mask=written[None, :])
+    triton.store(fresh_value.at[tokens, here], values, mask=written[:, None])
 
     bias = triton.load(new_bias.at[tokens, tokens], mask=exists[:, None] & exists[None, :], other=MASKED)
     count = head.filled * head.members
@@ -187,7 +195,6 @@ def _program(head: _Head, norms: list[bool], given: list[tuple[bool, bool]], *re
         state = _over(head, queries, state, *segment)
     _, total, mixed = state
     mixed = (mixed / total[:, None]).astype(head.dtype).reshape(head.filled, head.members, head.size)
-    members, some = head.queries
     triton.store(out.at[tokens, members, here], mixed, mask=_both(exists, some))
 
 
@@ -198,7 +205,7 @@ def _both(exists, some):
 
 def _rotated(head: _Head, halves, rope, members, scales, scale, shift):
     """The two halves [filled, members, D/2] of one or several heads, normalised if there is a scale, and rotated;
-    `scales` is where these heads' scales lie, see `_Head.queries`."""
+    `scales` is where these heads' scales lie and which there are, see `_Head.queries`."""
     tokens, exists, (own, some) = pl.ds(0, head.filled), head.exists, scales
     first, second = (
         triton.load(halves.at[(tokens, members, *head.half(part))], mask=_both(exists, some), other=0.0)

@@ -217,7 +217,7 @@ def attend(config: BlockConfig, qkv, rope, norms, past: tuple[KV, ...], biases, 
         return out, KV(key, value)
 
     function = general
-    if past and attention.fits(qkv.shape[1], qkv.shape[3] - 2, qkv.shape[4], biases):
+    if past and attention.fits(qkv.shape[1], qkv.shape[4], biases):
         function = platforms.by_lowering(general, at_once)
     return function(qkv, rope, norms, past, biases, filled)
 
