@@ -107,7 +107,10 @@ _ANNEALED_SETTINGS = (
     Setting("annealing", float, "how fast that falls with depth; 0 for not at all", lambda config: 0.7),
 )
 _GROUP = Setting("group", int, "codes in a group", lambda config: min(25, config.target.codebook_size))
-_WINDOW = Setting("window", int, "drafts of the target's own", lambda config: min(jacobi.WINDOW, config.target.length))
+_WINDOW = Setting(
+    "window", int, "drafts of the target's own",
+    lambda config: min(platforms.defaults().window, config.target.length),
+)  # fmt: skip
 _CANDIDATES = Setting("candidates", int, "candidates for the window's first position", lambda config: 4)
 _WINDOW_OR_DRAFTER = dataclasses.replace(
     _WINDOW, about="drafts of the target's own; 0 for the model's drafter, of methods that take either",
@@ -261,7 +264,7 @@ def method(name: str, bundle: Bundle, *, tree: str | Tree | DynamicTree | None =
     if tree is None and not chosen.get("window"):
         found = tree = bundle.trees.get(jax.local_devices()[0].device_kind, {}).get(name, {}).get("tree")
     tree = own if tree in (None, DEFAULT) else tree
-    tree = platforms.defaults().tree if tree is None else tree
+    tree = bundle.usual_tree if tree is None else tree
     tree = trees.named(tree) if isinstance(tree, str) else tree
     return Method(name, entry.rule(bundle, chosen), tree, chosen, found is not None, drafter)
 

@@ -8,8 +8,9 @@ import contextlib
 import contextvars
 import os
 import pathlib
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -22,31 +23,59 @@ class Defaults:
     """A platform's defaults.
 
     Attributes:
-      dtype: of weights, activations and caches; products are summed in float32 everywhere. (`--dtype`)
-      cache: the narrowest type of caches, whatever the weights have.
+      dtype: of weights that are trained, and of activations; products are summed in float32 everywhere.
+      decoding: of weights that are drawn with. (`--dtype`)
       tree: the draft tree of methods that have none of their own, until `tune-tree` has found a better one. (`--tree`)
-      output_major: from how many numbers on a float32 kernel lies output-major (`models.transformer.OutputMajor`).
+      window: drafts of the target's own, of methods that draft these. (`--window`)
+      output_major: from how many numbers on a kernel lies output-major (`models.transformer.OutputMajor`).
+      turned: kernels of which types do.
+      cache: the narrowest type of caches, whatever the weights have.
     """
 
     dtype: str
+    decoding: str
     tree: str
+    window: int
     output_major: float = float("inf")
+    turned: tuple[str, ...] = ("float32",)
     cache: str = "bfloat16"
 
 
+# Of CPUs that multiply bfloat16, by who made them. Measured with two to fifty rows and matrices that no cache holds: on
+# AMD's cores bfloat16 takes 0.7 to 0.9 of float32's time if kernels lie as they are, and ten times that if they are
+# turned around; on Intel's a bfloat16 kernel that lies output-major costs 12 rows what it costs two.
+_WITH_BFLOAT16 = {
+    "AuthenticAMD": {"decoding": "bfloat16", "output_major": float("inf")},
+    "GenuineIntel": {"decoding": "bfloat16", "turned": ("float32", "bfloat16")},
+}
+
+
+def _processor(text: str) -> dict:
+    """What differs on a processor that Linux's /proc/cpuinfo, `text`, tells of."""
+    found = dict(re.findall(r"^(vendor_id|flags)\s*: (.*)$", text, re.MULTILINE))
+    return _WITH_BFLOAT16.get(found.get("vendor_id"), {}) if "avx512_bf16" in found.get("flags", "").split() else {}
+
+
+def _cpuinfo() -> str:
+    path = pathlib.Path("/proc/cpuinfo")
+    return path.read_text() if path.exists() else ""
+
+
+# Without such instructions XLA's CPU backend converts bfloat16 weights to float32 in every product, and multiplies
+# kernels of a million numbers and more with up to 64 rows 1.3 to 2 times sooner when they lie output-major; small ones
+# not. It always converts a whole bfloat16 cache when a step reads or writes it: two fifths of a step of LlamaGen-XL.
+_CPU = Defaults("float32", "float32", "chain:4", 8, output_major=2**20, cache="float32")
+
 DEFAULTS = {
-    # XLA's CPU backend converts bfloat16 weights to float32 in every product. Kernels of a million numbers and more are
-    # multiplied with up to 64 rows 1.3 to 2 times sooner when they lie output-major; small ones are not.
-    # It converts a whole bfloat16 cache, too, whenever a step reads or writes it: two fifths of a step of LlamaGen-XL.
-    "cpu": Defaults("float32", "eagle25", output_major=2**20, cache="float32"),
-    "gpu": Defaults("bfloat16", "eagle25"),
-    "tpu": Defaults("bfloat16", "eagle25"),
+    "cpu": replace(_CPU, **_processor(_cpuinfo())),
+    "gpu": Defaults("bfloat16", "bfloat16", "eagle25", 32),
+    "tpu": Defaults("bfloat16", "bfloat16", "eagle25", 32),
 }
 
 
 def defaults() -> Defaults:
-    """Those of the platform that JAX runs on; a GPU's for one that is not known here."""
-    return DEFAULTS.get(jax.default_backend(), DEFAULTS["gpu"])
+    """Those of the platform that JAX runs on, or lowers for; a GPU's for one that is not known here."""
+    return DEFAULTS.get(_lowered.get() or jax.default_backend(), DEFAULTS["gpu"])
 
 
 _lowered = contextvars.ContextVar("lowered", default=None)
@@ -54,7 +83,7 @@ _lowered = contextvars.ContextVar("lowered", default=None)
 
 @contextlib.contextmanager
 def lowering(platform: str):
-    """Programs traced in here are lowered for a platform that need not be the one that JAX runs on."""
+    """Programs traced in here are lowered for a platform, not the one JAX runs on, and `defaults` are its own."""
     token = _lowered.set(platform)
     try:
         yield
@@ -66,8 +95,7 @@ def cache_dtype(dtype):
     """The type of a cache of keys and values that are computed in `dtype`."""
     if _portable.get():  # for all of them alike
         return jnp.dtype(dtype)
-    platform = _lowered.get() or jax.default_backend()
-    return jnp.promote_types(dtype, DEFAULTS.get(platform, DEFAULTS["gpu"]).cache)
+    return jnp.promote_types(dtype, defaults().cache)
 
 
 _portable = contextvars.ContextVar("portable", default=False)

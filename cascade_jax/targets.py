@@ -21,13 +21,14 @@ import numpy as np
 from flax import nnx
 
 from cascade_jax import cache as kv
+from cascade_jax import platforms
 from cascade_jax.cache import Prefix
 from cascade_jax.decode import Program, check_drafter
-from cascade_jax.drafters.jacobi import WINDOW, Jacobi
+from cascade_jax.drafters.jacobi import Jacobi
 from cascade_jax.models.prompt import stack_tokens
 from cascade_jax.passes import Pass
 from cascade_jax.sampling import FRESH, Sampling
-from cascade_jax.tree import EAGLE_25, DynamicTree, Tree, window
+from cascade_jax.tree import DynamicTree, Tree, named, window
 from cascade_jax.verify import TRAVERSAL, WALK
 
 
@@ -149,7 +150,10 @@ class Target:
     @property
     def usual_tree(self) -> Tree:
         """What is drafted where no tree is named."""
-        return window(min(WINDOW, self.length or WINDOW), 1) if self.drafter is None else EAGLE_25
+        own = platforms.defaults()
+        if self.drafter is None:
+            return window(min(own.window, self.length or own.window), 1)
+        return named(own.tree)
 
     def drafting(self, drafter: nnx.Module | None) -> "Target":
         """This target with another drafter; None for its own."""

@@ -1,6 +1,8 @@
 """Fixtures that the engine's tests share."""
 
+import dataclasses
 import gc
+import logging
 import os
 
 # On a busy machine eight devices' threads may wait long for each other; XLA gives up after 40 seconds by default.
@@ -10,14 +12,28 @@ import jax
 import pytest
 from tiny import Tiny, make
 
+from cascade_jax import platforms
 from cascade_jax.models.llamagen import LlamaGenConfig
 
 # On a GPU, float32 products round to TF32 unless told otherwise, which no tolerance here allows for.
 jax.config.update("jax_default_matmul_precision", "highest")
+# Whatever fits this machine: tolerances are float32's, and the paper's tree has all that trees have.
+USUAL = {"decoding": "float32", "tree": "eagle25", "window": 32}
+platforms.DEFAULTS["cpu"] = dataclasses.replace(platforms.DEFAULTS["cpu"], **USUAL)
 # Most programs here take longer to compile than to run.
 jax.config.update("jax_disable_most_optimizations", True)
 # Programs being traced are millions of small objects, which are searched for garbage all the time otherwise.
 gc.set_threshold(100_000, 20, 100)
+# What reading a damaged model leaves behind is told of whenever it is collected, with a traceback, for which Python
+# parses source. In the middle of other parsing, as tyro's, Python 3.11 takes that for an error of its own.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+@pytest.fixture
+def collected():
+    """What a test leaves is collected at its end."""
+    yield
+    gc.collect()
 
 
 def pytest_sessionfinish():

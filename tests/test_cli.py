@@ -168,7 +168,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(argv, message, model, capsys, 
 
 
 @pytest.mark.parametrize("damage", ["no config", "half a config", "no parameters", "half the parameters"])
-def test_a_damaged_model_is_refused_in_one_line(damage, model, tmp_path, capsys):
+def test_a_damaged_model_is_refused_in_one_line(damage, model, tmp_path, capsys, collected):
     copy = pathlib.Path(shutil.copytree(model, tmp_path / "copy"))
     match damage:
         case "no config":
@@ -259,6 +259,7 @@ def test_methods_have_the_papers_defaults(bundle):
     assert made["gsd"].rule == rules.grouped(25)
     assert made["cascade"].settings == {
         "tau_pos": 0.85, "tau_seq": 0.5, "budget": 0.5, "ledger": "nominal", "mass": "current",
+        "window": 0, "guess": "repeat", "candidates": 4,
     }  # fmt: skip
 
 

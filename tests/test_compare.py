@@ -249,8 +249,13 @@ def test_bench_measures_parts_loop_memory_and_batches(model, monkeypatch, capsys
 
 
 def test_settings_go_to_the_methods_that_take_them(bundle):
-    chosen = Settings(tree="chain:2", budget=0.1, group=3).methods(bundle, ["ar", "gsd", "cascade"])
-    assert [method.tree for method in chosen] == [trees.ROOT, trees.chain(2), trees.chain(2)]
-    assert [method.settings.get("budget") for method in chosen] == [None, None, 0.1]
-    assert chosen[1].settings == {"group": 3}
-    assert methods.takes("cascade") == ("tau_pos", "tau_seq", "budget", "ledger", "mass")
+    wanted = {name: (name, {}) for name in ("ar", "gsd", "cascade")}
+    wanted |= {"loose": ("cascade", {"budget": 0.9}), "alone": ("cascade", {"window": 2, "candidates": 1})}
+    chosen = Settings(tree="chain:2", budget=0.1, group=3).methods(bundle, wanted)
+    assert {label: own.tree for label, own in chosen.items()} == {
+        "ar": trees.ROOT, **dict.fromkeys(["gsd", "cascade", "loose"], trees.chain(2)), "alone": trees.window(2, 1)
+    }  # fmt: skip
+    assert [own.settings.get("budget") for own in chosen.values()] == [None, None, 0.1, 0.9, 0.1]
+    assert chosen["gsd"].settings == {"group": 3}
+    own = ("tau_pos", "tau_seq", "budget", "ledger", "mass")
+    assert methods.takes("cascade") == ("window", "guess", "candidates", *own)

@@ -111,3 +111,36 @@ def test_random_weights_lie_as_loaded_ones_do(monkeypatch):
     made = shapes.random_bundle("small")
     assert kernels(made)
     assert not kernels(dataclasses.replace(made, params={"vq": made.params["vq"]}))
+
+
+CPUINFO = "processor\t: {}\nvendor_id\t: {}\nflags\t\t: fpu avx2 {}\n\n"
+
+
+@pytest.mark.parametrize(
+    "vendor, flag, decoding, turns",
+    [
+        ("AuthenticAMD", "avx512_bf16", "bfloat16", ()),
+        ("GenuineIntel", "avx512_bf16", "bfloat16", ("float32", "bfloat16")),
+        ("AuthenticAMD", "avx512f", "float32", ("float32",)),
+        ("GenuineIntel", "avx512f", "float32", ("float32",)),
+        ("Another", "avx512_bf16", "float32", ("float32",)),
+        (None, None, "float32", ("float32",)),  # no Linux
+    ],
+)
+def test_what_weights_are_and_how_they_lie_follows_the_processor(vendor, flag, decoding, turns, monkeypatch):
+    text = "".join(CPUINFO.format(core, vendor, flag) for core in range(2)) if vendor else ""
+    own = dataclasses.replace(platforms._CPU, **platforms._processor(text))
+    assert own.decoding == decoding and own.dtype == "float32"
+    monkeypatch.setitem(platforms.DEFAULTS, jax.default_backend(), own)
+    for dtype in ("float32", "bfloat16"):
+        large, small_one = jnp.zeros((2**10, 2**10), dtype), jnp.zeros((2**10, 2**9), dtype)
+        assert isinstance(bundle.laid_out(large), OutputMajor) == (dtype in turns)
+        assert not isinstance(bundle.laid_out(small_one), OutputMajor)
+
+
+def test_what_a_processor_decodes_with_is_what_a_model_is_loaded_as(folder, monkeypatch):
+    own = dataclasses.replace(platforms.DEFAULTS["cpu"], decoding="bfloat16")
+    monkeypatch.setitem(platforms.DEFAULTS, jax.default_backend(), own)
+    kind = lambda model: {str(leaf.dtype) for leaf in jax.tree.leaves(model.params["target"])}
+    assert kind(cj.load(folder)) == {"bfloat16"}
+    assert kind(cj.load(folder, "float32")) == kind(bundle.load(folder)) == {"float32"}

@@ -11,7 +11,8 @@ import pytest
 from flax import nnx, struct
 from small import DRAFTER, write_bundle
 
-from cascade_jax import acceptance, cli, mesh, methods, pipeline, trees
+from cascade_jax import acceptance, cli, mesh, methods, pipeline, platforms, trees
+from cascade_jax import bundle as bundles
 from cascade_jax.cli import flags
 from cascade_jax.draft import Draft
 from cascade_jax.evaluation import metrics
@@ -116,6 +117,19 @@ def test_a_model_without_a_drafter_is_drawn_by_a_method_that_needs_none_and_that
     assert METHODS[name].drafter is not None and methods.method(name, alone).drafter is not None
     assert capsys.readouterr().err.startswith(f"this model has no drafter: drawn by {name}, which needs none")
     assert flags.method_of(alone, methods.AR) == methods.AR
+
+
+def test_what_is_drafted_where_no_tree_is_named_fits_the_platform(bundle, monkeypatch):
+    own = dataclasses.replace(platforms.defaults(), tree="chain:2")
+    monkeypatch.setitem(platforms.DEFAULTS, jax.default_backend(), own)
+    for name in ("eagle", "gsd", "cascade"):
+        drafting = dataclasses.replace(bundle, config=dataclasses.replace(bundle.config, drafter=DRAFTER))
+        assert methods.method(name, drafting).tree == drafting.usual_tree == trees.chain(2)
+        assert methods.method(name, drafting, tree="eagle25").tree == trees.EAGLE_25
+        assert methods.method(name, dataclasses.replace(drafting, tree=trees.EAGLE_25)).tree == trees.EAGLE_25
+    assert methods.method("lantern++", drafting).tree == trees.LANTERNPP_57
+    with platforms.lowering("cuda"):  # planned for another platform
+        assert bundles.abstract(drafting.config).usual_tree == trees.EAGLE_25
 
 
 def test_settings_cannot_be_called_what_methods_are_made_of():

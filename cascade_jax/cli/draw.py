@@ -69,8 +69,9 @@ class Generate(Command):
             report |= {"seconds": seconds, "compile_seconds": compiling.seconds, "pictures": pictures}
             print(json.dumps(report, indent=2, ensure_ascii=False))
             return
+        on = f" on {name_of(method.tree)}" if method.tree.depth else ""
         for p in pictures:
-            print(f"{p['file']}  {p['steps']} steps, alpha {p['alpha']:.2f}, {p['seconds']:.2f} s")
+            print(f"{p['file']}  {p['steps']} steps, alpha {p['alpha']:.2f}, {p['seconds']:.2f} s, {method.name}{on}")
         if compiling.fresh > 1:
             kept = compiling.stored()
             found = f"; the next run finds the programs in {kept}" if kept else ""

@@ -16,8 +16,8 @@ from cascade_jax.cli.command import Command
 class Compare(Command):
     """The methods take turns on the same prompts."""
 
-    methods: flags.commas() = by_name.compared()
-    """methods; ar is always among them"""
+    methods: flags.commas(metavar="METHOD,...") = by_name.compared()
+    """methods, also with settings and a name: loose=cascade:tau_pos=0.7,budget=0.9; ar is always among them"""
     prompts: Annotated[pathlib.Path | None, flags.hint("FILE", "(default: random scenes)")] = None
     """a text file with a prompt a line"""
     count: Annotated[int | None, flags.hint("N", "(default: all of the file's, or 8)")] = None
@@ -36,24 +36,26 @@ class Compare(Command):
     def check(self):
         flags.at_least(1, count=self.count, quality=self.quality)
         flags.check_seed(self.seed)
-        flags.names(self.methods)
+        wanted = parse_methods(self.methods)
+        wanted = {by_name.AR: wanted.pop(by_name.AR, (by_name.AR, {})), **wanted}
         self.metrics.check()
         self.model.check()
         from cascade_jax import files
         from cascade_jax.text import captions
 
         files.check_folder(self.out)
-        return None if self.prompts is None else captions.read(self.prompts)
+        return wanted, None if self.prompts is None else captions.read(self.prompts)
 
     def owns(self) -> pathlib.Path:
         return self.out
 
-    def load(self, given):
+    def load(self, checked):
+        wanted, given = checked
         bundle = self.model.load()
         count = self.count or (8 if given is None else len(given))
         prompts = flags.texts(bundle, given, self.prompts, max(count, self.quality or 0), self.seed)
         settings, sampling = self.sampling.of(bundle)
-        chosen = self.settings.methods(bundle, flags.names([by_name.AR, *self.methods]))
+        chosen = self.settings.methods(bundle, wanted)
         return SimpleNamespace(
             bundle=bundle, methods=chosen, prompts=prompts, count=count, settings=settings, sampling=sampling
         )
@@ -133,7 +135,7 @@ class Eval(Command):
         )
 
     def run(self, loaded, line) -> None:
-        from cascade_jax.evaluation import figures, report, tables
+        from cascade_jax.evaluation import figures, report, run, tables
 
         captions = loaded.captions
         with console.CompileClock() as compiling, console.bar("") as progress, console.bad_input():
@@ -144,7 +146,8 @@ class Eval(Command):
         texts = [caption.text for caption in captions]
         found = report.build(
             figures.summarise(measured), texts, timed=min(self.timed, len(texts)), model=self.model.name, tree=None,
-            seed=self.seed, sampling=loaded.settings, command=line, cautions=careful,
+            seed=self.seed, sampling=loaded.settings, command=line, weights=run.weights_of(loaded.bundle),
+            cautions=careful,
         )  # fmt: skip
         found |= {"compile_seconds": compiling.seconds, "categories": figures.by_category(measured, captions)}
         report.write(self.out, found, measured, captions)

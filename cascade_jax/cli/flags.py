@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from tyro.conf import arg
@@ -73,8 +73,8 @@ class Model:
     """Which model."""
 
     name: Annotated[str, arg(name="model", metavar="MODEL")] = "scenes"
-    """scenes, or the folder of a converted model, or hf://OWNER/NAME, which is downloaded"""
-    dtype: Annotated[str | None, hint("float32|bfloat16", "(default: float32 on CPU)")] = None
+    """scenes, scenes-small, or the folder of a converted model, or hf://OWNER/NAME, which is downloaded"""
+    dtype: Annotated[str | None, hint("float32|bfloat16", "(default: what the machine multiplies)")] = None
     """of the weights"""
 
     def check(self) -> None:
@@ -123,21 +123,18 @@ class _Given:
         """A method with these settings, which the model can draw by."""
         return drawable(bundle, name, self.given())
 
-    def methods(self, bundle, names: Sequence[str]) -> list:
-        """Methods; every setting goes to those that take it, the tree to those that can have another."""
-        given = self.given()
+    def methods(self, bundle, wanted: Mapping[str, tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+        """Methods by label, of names and their own settings; what is set here goes to those that take it, the tree to
+        those that can have another."""
+        given, found = self.given(), {}
         for setting in given.keys() - {"tree"}:
-            if not any(setting in methods.takes(name) for name in names):
-                raise ValueError(f"none of {', '.join(names)} takes {setting}")
-        free = {name for name in names if not methods.METHODS[name].bound}
-        return [
-            drawable(
-                bundle,
-                name,
-                {k: v for k, v in given.items() if k in methods.takes(name) or (k == "tree" and name in free)},
-            )
-            for name in names
-        ]
+            if not any(setting in methods.takes(name) for name, _ in wanted.values()):
+                raise ValueError(f"none of {', '.join(wanted)} takes {setting}")
+        for label, (name, own) in wanted.items():
+            free = not methods.METHODS[name].bound and not own.get("window")
+            fitting = {k: v for k, v in given.items() if k in methods.takes(name) or (k == "tree" and free)}
+            found[label] = drawable(bundle, name, fitting | own)
+        return found
 
 
 def made(name: str, base: type, fields: dict[str, tuple[type, str, str, str]]) -> type:

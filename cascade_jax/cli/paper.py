@@ -10,6 +10,7 @@ from cascade_jax import interrupts, methods
 from cascade_jax.cli import console, flags
 from cascade_jax.cli.command import Command
 from cascade_jax.cli.evaluate import parse_methods
+from cascade_jax.tree import EAGLE_25
 
 ALL = "all"
 _OWN = "(default: the table's)"
@@ -80,7 +81,8 @@ class Paper(Command):
         from cascade_jax.paper import lab as labs
 
         wanted, folders, chosen = checked
-        bundle = dataclasses.replace(self.model.load(), trees={})  # the methods' own trees, whatever was tuned here
+        # the methods' own trees and the paper's, whatever fits this machine
+        bundle = dataclasses.replace(self.model.load(), trees={}, tree=EAGLE_25)
         drafters = {name: labs.with_drafter(bundle, pipeline.load(place)) for name, place in folders.items()}
         thresholds = {"tau_pos": self.tau_pos, "tau_seq": self.tau_seq, "budget": self.budget}
         thresholds = {name: x for name, x in thresholds.items() if x is not None}

@@ -52,7 +52,7 @@ class Plan(Command):
     device: flags.commas()
     """h100, h200, a100, b200, mi300x, v5e, v5p, v6e; with a topology as v5e:2x2 or h100:8"""
     model: Annotated[str, arg(metavar="MODEL")] = "scenes"
-    """scenes, or the folder of a converted model"""
+    """scenes, scenes-small, or the folder of a converted model"""
     shapes: flags.commas(default="") = ()
     """instead of a model, published sizes: llamagen-xl, llamagen-7b, lumina-mgpt-7b, janus-pro-7b,
     lumina-mgpt-2-7b, emu3-gen-8b, emu3.5-image-34b, simplear-0.5b, simplear-1.5b, liquid-7b"""
@@ -126,9 +126,10 @@ class Plan(Command):
         return {self.model: bundles.abstract(config, self.dtype)}
 
     def _plan(self, name: str, bundle, device, sizes):
+        from cascade_jax import platforms
         from cascade_jax.measure.plan import PROGRAMS, made_for, plan
 
-        with console.bad_input():
+        with console.bad_input(), platforms.lowering(device.platform):
             chosen = {
                 label: made_for(bundle, own, **given) for label, (own, given) in parse_methods(self.method).items()
             }

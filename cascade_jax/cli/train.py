@@ -168,7 +168,7 @@ class Train(Command):
     data: flags.Out
     """what `distill` made with this model"""
     model: Annotated[str, arg(metavar="MODEL")] = "scenes"
-    """scenes, or the folder of a converted model"""
+    """scenes, scenes-small, or the folder of a converted model"""
     drafter: Annotated[str | None, flags.hint("KIND", "(default: EAGLE-1's)")] = None
     """which kind; what there is, a wrong one lists"""
     out: flags.Out = pathlib.Path("drafter")

@@ -31,7 +31,6 @@ from cascade_jax.sampling import Layout, Sampling, columns, distinct, draw
 from cascade_jax.tree import DynamicTree, Tree, window
 
 GUESSES = ("uniform", "repeat", "above")
-WINDOW = 32  # drafts where no number is named: more accept hardly more, see docs/methods.md
 
 
 @struct.dataclass

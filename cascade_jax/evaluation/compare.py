@@ -26,7 +26,7 @@ _UNFINISHED = "unfinished-"
 
 def compare(
     bundle: Bundle,
-    methods: Sequence[Method],
+    methods: Mapping[str, Method],
     prompts: Sequence[str],
     folder: pathlib.Path,
     *,
@@ -40,6 +40,7 @@ def compare(
     """Draws a picture for every prompt by every method, measures them, and writes the report, all of it or nothing.
 
     Args:
+      methods: by label; token-by-token decoding is "ar".
       folder: receives the report; nobody else may work in it meanwhile.
       timed: how many of the prompts are drawn one at a time, with a clock; the others are drawn in batches.
       sampling, seed, gauges, progress: as of `run.evaluate`.
@@ -50,14 +51,14 @@ def compare(
     """
     weights = run.weights_of(bundle)
     knobs = [None if knob is None else float(knob) for knob in vars(sampling).values()]
-    drawn = [[method.name, name_of(method.tree), method.settings] for method in methods]
+    drawn = [[label, own.name, name_of(own.tree), own.settings] for label, own in methods.items()]
     place = _unfinished(folder, [list(prompts), seed, knobs, weights, run.dtype_of(bundle), drawn])
     with cautions() as careful:
         figures = run.evaluate(
-            bundle, {method.name: method for method in methods}, prompts, place, seed=seed, timed=timed,
-            sampling=sampling, weights=weights, keep_turns=True, gauges=gauges, progress=progress,
+            bundle, methods, prompts, place, seed=seed, timed=timed, sampling=sampling, weights=weights,
+            keep_turns=True, gauges=gauges, progress=progress,
         )  # fmt: skip
-    report = reports.build(figures, prompts, timed=timed, seed=seed, cautions=careful, **about)
+    report = reports.build(figures, prompts, timed=timed, seed=seed, weights=weights, cautions=careful, **about)
     shown = reports.first_pictures(place, list(figures), len(prompts))
     with files.published(folder) as temporary:
         files.write_json(temporary / "report.json", report)

@@ -32,6 +32,7 @@ def build(
     seed: int,
     sampling: dict[str, float],
     command: str,
+    weights: Mapping[str, str | None],
     cautions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The whole report, as report.json holds it.
@@ -41,11 +42,13 @@ def build(
       prompts: of all pictures.
       timed: how many of them were drawn with a clock.
       tree: the one tree that all methods that draft do so on; None if each has its own.
+      weights: digests of the model's parameters, see `run.weights_of`.
       cautions: sentences, without a full stop, that whoever reads the figures must know.
     """
     about = machine()
     return {
         "model": model,
+        "weights": dict(weights),
         "device": about["device"],
         "tree": tree or "each method's own",
         "count": timed,

@@ -64,7 +64,7 @@ def random_bundle(shapes: str, dtype=None, layers: int | None = None) -> Bundle:
     config = config_of(shapes)
     if layers is not None:
         config = dataclasses.replace(config, target=dataclasses.replace(config.target, layers=layers))
-    dtype = platforms.defaults().dtype if dtype is None else dtype
+    dtype = platforms.defaults().decoding if dtype is None else dtype
     shapes_of = abstract(config, dtype).params
     skeleton = {part: shapes_of[part] for part in ("target", "drafter", "vq")}
     needed = _bytes(skeleton, dtype)

@@ -160,7 +160,10 @@ def label_of(row: Row) -> str:
     if name == CASCADE:
         taus = ("off" if settings[tau] > 1 else f"{settings[tau]:g}" for tau in ("tau_pos", "tau_seq"))
         words = [name, *taus, f"{settings['budget']:g}", settings["ledger"]]
-        name = "-".join([*words, "next"] if settings["mass"] == "next" else words)
+        words += ["next"] * (settings["mass"] == "next")
+        name = "-".join(
+            [*words, f"window{settings['window']}x{settings['candidates']}"] if settings["window"] else words
+        )
     return f"{row.drafter.replace(RUN_MARK, '-')}-{name}" if row.drafter and name != AR else name
 
 

@@ -26,7 +26,7 @@ from cascade_jax.models.prompt import Prompt
 from cascade_jax.training import checkpoints, data, loop
 from cascade_jax.training.batches import Batches
 from cascade_jax.training.drafter import USUAL, Graphs, Objective, Schedule, drafter_loss, sizes, standard, start
-from cascade_jax.tree import DynamicTree, Tree
+from cascade_jax.tree import EAGLE_25, DynamicTree, Tree
 
 Methods = Mapping[str, tuple[Rule, Tree | DynamicTree]]
 
@@ -126,7 +126,8 @@ def _of_data(rows: data.Data) -> dict[str, Any]:
 
 def naive_and_cascade(model: Bundle) -> Methods:
     """What drafters are evaluated by, one program: thresholds above 1 are strict, the paper's naive decoding."""
-    cascade = by_name.method(by_name.CASCADE, model)
+    drafting = dataclasses.replace(model, tree=EAGLE_25)  # on all machines alike
+    cascade = by_name.method(by_name.CASCADE, drafting, window=0)
     kinds = {name: cascade.settings[name] for name in ("ledger", "mass")}
     strict = rules.cascade(tau_pos=1.01, tau_seq=1.01, budget=0.0, **kinds)
     return {"naive": (strict, cascade.tree), by_name.CASCADE: (cascade.rule, cascade.tree)}

@@ -185,10 +185,10 @@ def plan(
     for batch in batches:
         if batch % rows:
             raise ValueError(f"a batch of {batch} cannot be divided over data={rows}")
-    if not isinstance(methods, Mapping):
-        chosen = [made_for(bundle, method) if isinstance(method, str) else method for method in methods]
-        methods = {method.name: method for method in chosen}
     with platforms.lowering(device.platform):
+        if not isinstance(methods, Mapping):
+            chosen = [made_for(bundle, method) if isinstance(method, str) else method for method in methods]
+            methods = {method.name: method for method in chosen}
         compiler = Compiler(bundle, device, mesh)
         weights = {part: _bytes_on_one(tree) for part, tree in compiler.weights.items()}
         cases = [
