@@ -27,8 +27,7 @@ class Defaults:
       decoding: of weights that are drawn with. (`--dtype`)
       tree: the draft tree of methods that have none of their own, until `tune-tree` has found a better one. (`--tree`)
       window: drafts of the target's own, of methods that draft these. (`--window`)
-      output_major: from how many numbers on a kernel lies output-major (`models.transformer.OutputMajor`).
-      turned: kernels of which types do.
+      output_major: from how many numbers on a float32 kernel lies output-major (`models.transformer.OutputMajor`).
       cache: the narrowest type of caches, whatever the weights have.
     """
 
@@ -37,17 +36,12 @@ class Defaults:
     tree: str
     window: int
     output_major: float = float("inf")
-    turned: tuple[str, ...] = ("float32",)
     cache: str = "bfloat16"
 
 
-# Of CPUs that multiply bfloat16, by who made them. Measured with two to fifty rows and matrices that no cache holds: on
-# AMD's cores bfloat16 takes 0.7 to 0.9 of float32's time if kernels lie as they are, and ten times that if they are
-# turned around; on Intel's a bfloat16 kernel that lies output-major costs 12 rows what it costs two.
-_WITH_BFLOAT16 = {
-    "AuthenticAMD": {"decoding": "bfloat16", "output_major": float("inf")},
-    "GenuineIntel": {"decoding": "bfloat16", "turned": ("float32", "bfloat16")},
-}
+# Of CPUs that multiply bfloat16, by who made them: those that were at hand. With two to fifty rows and matrices that no
+# cache holds, AMD's cores take 0.7 to 0.9 of float32's time in bfloat16, and float32 is no faster turned around.
+_WITH_BFLOAT16 = {"AuthenticAMD": {"decoding": "bfloat16", "output_major": float("inf")}}
 
 
 def _processor(text: str) -> dict:
@@ -61,9 +55,10 @@ def _cpuinfo() -> str:
     return path.read_text() if path.exists() else ""
 
 
-# Without such instructions XLA's CPU backend converts bfloat16 weights to float32 in every product, and multiplies
-# kernels of a million numbers and more with up to 64 rows 1.3 to 2 times sooner when they lie output-major; small ones
-# not. It always converts a whole bfloat16 cache when a step reads or writes it: two fifths of a step of LlamaGen-XL.
+# On other processors that were tried XLA's CPU backend converts bfloat16 weights to float32 in every product, and
+# multiplies kernels of a million numbers and more with up to 64 rows 1.3 to 2 times sooner when they lie output-major;
+# small ones not. It always converts a whole bfloat16 cache when a step reads or writes it: two fifths of a step of
+# LlamaGen-XL.
 _CPU = Defaults("float32", "float32", "chain:4", 8, output_major=2**20, cache="float32")
 
 DEFAULTS = {
