@@ -1,5 +1,6 @@
 """A list of prompts, drawn by processes that share a folder."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from small import write_bundle
 
-from cascade_jax import cli
+from cascade_jax import cli, platforms
 from cascade_jax.evaluation import jobs
 from cascade_jax.evaluation.networks import judge as quality
 
@@ -41,7 +42,7 @@ def flags(place, out) -> list[str]:
     return [
         "generate-list", str(place / "prompts.txt"), "--out", str(out), "--model", str(place / "model"),
         "--method", "ar",
-        "--batch", "1", "--seed", "3",
+        "--batch", "1", "--seed", "3", "--dtype", "float32",
     ]  # fmt: skip
 
 
@@ -83,8 +84,15 @@ def test_what_is_missing_is_drawn_again_and_nothing_else(place, alone, capsys):
 
 @pytest.mark.usefixtures("cache")
 def test_another_job_does_not_go_into_the_same_folder(place, alone, capsys):
-    assert cli.main([*flags(place, alone)[:-1], "4"]) == 2
+    assert cli.main([*flags(place, alone), "--seed", "4"]) == 2
     assert "holds pictures of another job (other seed): give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_machine_that_draws_with_another_type_does_not_go_on(place, alone, capsys, monkeypatch):
+    monkeypatch.setitem(platforms.DEFAULTS, "cpu", dataclasses.replace(platforms.DEFAULTS["cpu"], decoding="bfloat16"))
+    assert cli.main(flags(place, alone)[:-2]) == 2
+    assert "holds pictures of another job (other dtype): give another --out" in capsys.readouterr().err
 
 
 @pytest.mark.slow

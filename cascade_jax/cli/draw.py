@@ -139,7 +139,7 @@ class GenerateList(Command):
         return self.processes.owned(self.out)
 
     def load(self, given):
-        from cascade_jax.evaluation import jobs
+        from cascade_jax.evaluation import jobs, run
 
         place = self.processes.join()
         bundle = self.model.load(batch=self.batch)
@@ -147,7 +147,7 @@ class GenerateList(Command):
         texts = [caption.text for caption in flags.captions(bundle, given, self.prompts, len(given), self.seed)]
         settings, sampling = self.sampling.of(bundle)
         job = {"model": self.model.name, "method": method.name, "tree": name_of(method.tree)}
-        job |= {"settings": method.settings, "sampling": settings, "seed": self.seed, "dtype": self.model.dtype}
+        job |= {"settings": method.settings, "sampling": settings, "seed": self.seed, "dtype": run.dtype_of(bundle)}
         gauges = flags.Metrics().opened(bundle) if self.evaluate else []
         jobs.settle(self.out, {**job, "prompts": texts})
         return SimpleNamespace(
