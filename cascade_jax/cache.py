@@ -32,6 +32,7 @@ class KV:
 
 Segment = tuple[KV, ...]  # one KV a layer
 _SLOTS = KV(key=3, value=2)  # the axes that slots lie along
+_APART = 4  # so many rows are written one after the other: XLA makes a scatter of a write at several places at once
 
 
 def each(function, *segments: Segment) -> Segment:
@@ -157,6 +158,12 @@ def write(
 
     def general(cache, new, start, nodes):
         def put(axis, slots, rows):
+            if mesh.shards() == 1 and isinstance(len(start), int) and len(start) <= _APART:
+                for row in range(len(start)):
+                    at = [jnp.int32(0)] * 4
+                    at[0], at[axis] = jnp.int32(row), start[row]
+                    slots = jax.lax.dynamic_update_slice(slots, rows[row : row + 1].astype(slots.dtype), at)
+                return slots
             place = jax.vmap(lambda s, r, at: jax.lax.dynamic_update_slice_in_dim(s, r, at, axis=axis - 1))
             return mesh.divided(place(slots, rows.astype(slots.dtype), start), 1)
 

@@ -58,8 +58,8 @@ def _cpuinfo() -> str:
 # On other processors that were tried XLA's CPU backend converts bfloat16 weights to float32 in every product, and
 # multiplies kernels of a million numbers and more with up to 64 rows 1.3 to 2 times sooner when they lie output-major;
 # small ones not. It always converts a whole bfloat16 cache when a step reads or writes it: two fifths of a step of
-# LlamaGen-XL.
-_CPU = Defaults("float32", "float32", "chain:4", 8, output_major=2**20, cache="float32")
+# LlamaGen-XL. Products take rows by eights: a window of 7 and the token before it, twice for guidance, fill two.
+_CPU = Defaults("float32", "float32", "chain:4", 7, output_major=2**20, cache="float32")
 
 DEFAULTS = {
     "cpu": replace(_CPU, **_processor(_cpuinfo())),

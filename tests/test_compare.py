@@ -35,6 +35,8 @@ class Darkness(quality.Referee):
         assert len(images) == len(prompts)
         return 1 - images.mean(axis=(1, 2, 3)) / 255
 
+    shapes = fidelity
+
     def moments(self, images, names):
         return Moments.of(images.mean(axis=(1, 2)))
 

@@ -34,6 +34,8 @@ class Certain(quality.Referee):
     def fidelity(self, images, prompts):
         return np.full(len(images), 0.25)
 
+    shapes = fidelity
+
     def moments(self, images, names):
         return quality.Moments.of(np.arange(len(images))[:, None])
 
@@ -339,7 +341,7 @@ def test_everything_is_made_once_and_again_where_something_changed(model, here, 
     said = capsys.readouterr()
     assert "table2 compare drafters and are left out" in said.err
     assert "figure3.json" in said.out
-    assert [gauge.name for gauge in made[0]] == ["fidelity", "frechet"]
+    assert [gauge.name for gauge in made[0]] == ["fidelity", "shape_fidelity", "frechet"]
     stored = [json.loads((here / "out" / f"{name}.json").read_text()) for name in ("table1", "figure3")]
     weights = stored[0]["weights"]["own"]
     assert weights == stored[1]["weights"]["own"] == run.weights_of(pipeline.load(model))

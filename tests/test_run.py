@@ -53,6 +53,8 @@ class Referee(quality.Referee):
         assert len(images) == len(prompts)
         return 1 - images.mean(axis=(1, 2, 3)) / 255
 
+    shapes = fidelity
+
     def moments(self, images, names):
         return quality.Moments.of(images.mean(axis=(1, 2)))
 
@@ -148,12 +150,24 @@ def test_pictures_are_those_that_the_library_draws(bundle, wanted, whole):
     assert [record["accepted"] for record in jobs.records(whole[0] / "loose", 5)] == expected.tolist()
 
 
+def test_captions_are_added_behind_those_there_are(bundle, wanted, whole, tmp_path):
+    folder, figures = whole
+    few = run.evaluate(bundle, wanted, CAPTIONS[:3], tmp_path, gauges=GAUGES, **OPTIONS)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("0*")}
+    assert timeless(run.evaluate(bundle, wanted, CAPTIONS, tmp_path, gauges=GAUGES, **OPTIONS)) == timeless(figures)
+    assert drawn(tmp_path) == drawn(folder)
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    again = run.evaluate(bundle, wanted, CAPTIONS[:3], tmp_path, gauges=GAUGES, **OPTIONS)
+    assert timeless(again) == timeless(few) != timeless(figures)
+    assert drawn(tmp_path) == drawn(folder)
+
+
 def test_methods_are_added_but_never_changed(bundle, wanted, whole):
     folder, figures = whole
     before = drawn(folder)
     again = dict(gauges=GAUGES, **OPTIONS)
     for changed, named in (
-        (dict(captions=CAPTIONS[:4]), "captions"),
+        (dict(captions=CAPTIONS[1:]), "captions"),
         (dict(seed=4), "seed"),
         (dict(sampling=Sampling(temperature=1.0, top_k=40, guidance=3.0)), "sampling"),
     ):

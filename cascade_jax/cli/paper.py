@@ -31,7 +31,7 @@ class Paper(Command):
     prompts: Annotated[pathlib.Path | None, flags.hint("FILE", "(default: random scenes)")] = None
     """MS-COCO's .json, PartiPrompts' .tsv, .jsonl with a text a line, or a text file with a prompt a line"""
     count: Annotated[int | None, flags.hint("N", "(default: all of the file's, or a few)")] = None
-    """prompts, from the first on; what shares a folder has the same"""
+    """prompts, from the first on; a folder that has fewer goes on behind them"""
     timed: flags.Count = 4
     """prompts that are drawn one at a time as well, the methods in turns, to measure times"""
     batch: flags.Count = 16
@@ -139,9 +139,10 @@ class Paper(Command):
         from cascade_jax.paper import pages
         from cascade_jax.paper.contents import COUNT
 
-        few = entry.count if self.what == ALL else None  # figures of a few pictures stay so among all
         usual = COUNT if self.prompts is None else None
-        count = few or self.count or entry.count or usual
+        count = self.count or entry.count or usual
+        if self.what == ALL and entry.count:  # figures of a few pictures stay so among all
+            count = min(count or entry.count, entry.count)
         lab = dataclasses.replace(lab, captions=self._captions(lab.bundle, count))
         if self.what == ALL and pages.made(lab, name):
             print(f"made already: {self.out / name}.md")

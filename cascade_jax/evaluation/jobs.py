@@ -53,8 +53,11 @@ def join(
     return jax.process_index(), jax.process_count()
 
 
-def settle(folder: pathlib.Path, job: dict[str, Any]) -> None:
+def settle(folder: pathlib.Path, job: dict[str, Any], growing: str = "") -> None:
     """Writes down what is drawn into a folder; everybody who joins in must draw the same.
+
+    Args:
+      growing: name of a list of which somebody may draw the first ones only; the longest is kept.
 
     Raises:
       ValueError: if the folder holds another job.
@@ -63,8 +66,16 @@ def settle(folder: pathlib.Path, job: dict[str, Any]) -> None:
     if not place.exists():
         files.write_json(place, job)
     there = json.loads(place.read_text(encoding="utf-8"))
+    longer = False
+    if growing and isinstance(there.get(growing), list):
+        shorter, longest = sorted((job[growing], there[growing]), key=len)
+        if longest[: len(shorter)] == shorter:
+            longer, job = longest is not there[growing], job | {growing: longest}
+            there[growing] = longest
     if names := [name for name in job if job[name] != there.get(name)]:
         raise ValueError(f"{folder} holds pictures of another job (other {', '.join(names)}): give another --out")
+    if longer:
+        files.write_json(place, there)
 
 
 def missing(folder: pathlib.Path, numbers: Sequence[int]) -> list[int]:

@@ -7,8 +7,8 @@
     DIR/turns-DIGEST/          seconds that these methods took in turns, 000000.json for the first prompt and so on
 
 Everything is written whole or not at all, and whatever is there is not made again. Picture i of a method depends on its
-caption, the seed and i alone. Methods can be added to a folder; what it holds already must have been drawn by the same
-settings.
+caption, the seed and i alone. Methods and further captions can be added to a folder; what it holds already must have
+been drawn by the same settings.
 
     figures = evaluate(bundle, {"ar": ar, "cascade": cascade}, captions, "run")
     figures["cascade"]["speedup"]
@@ -219,6 +219,7 @@ def settle(
             "model": [weights["target"], weights["vq"]],
             "dtype": dtype_of(bundle),
         },
+        growing="captions",
     )
     for label, method in methods.items():
         drafted = method.tree.depth > 0

@@ -13,7 +13,7 @@ class Entry:
 
     Attributes:
       make: measures it.
-      count: captions unless others are asked for; None for as many as all that share the run folder.
+      count: captions, of everything's the first, unless others are asked for; None for as many as the tables.
       drafters: whether it compares drafters, and needs others than the model's own.
       judged: whether pictures are measured for it.
       methods: whether it compares whatever methods it is given.
@@ -26,6 +26,7 @@ class Entry:
     methods: bool = False
 
 
+COUNT = 64  # captions of whatever has no count of its own
 CONTENTS = {
     "table1": Entry(tables.table_1, methods=True),
     "table2": Entry(tables.table_2, drafters=True),
@@ -35,7 +36,6 @@ CONTENTS = {
     "figure4": Entry(tradeoffs.figure_4),
     "figure8": Entry(features.figure_8, count=16, judged=False),
     "figure9": Entry(features.figure_9, count=1, judged=False),
-    "figure13": Entry(tradeoffs.figure_13),
-    "figure14": Entry(tradeoffs.figure_14),
+    "figure13": Entry(tradeoffs.figure_13, count=COUNT),
+    "figure14": Entry(tradeoffs.figure_14, count=COUNT),
 }
-COUNT = 64  # captions of the tables

@@ -18,7 +18,7 @@ from cascade_jax.text.readers import reader
 from cascade_jax.training import run
 
 PIECE = 12 << 20  # bytes of a file of parameters, about
-SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None, "guidance": 3.0}
+SAMPLING = {"temperature": 1.0, "top_k": None, "top_p": None}
 
 
 def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
@@ -36,9 +36,11 @@ def from_runs(runs: pathlib.Path, *, drafter: bool = True) -> Bundle:
         if (runs / name / "settings.json").exists()
     }
     origin = {"recipe": "cascade-jax scenes train", "settings": settings}
+    own = [edition.guidance for edition in target_recipe.EDITIONS.values() if edition.config == config]
     config = Config(
-        families.kind_of("target", config), config, eagle, tokenizer_recipe.TOKENIZER, "scenes", SAMPLING, {}, origin
-    )
+        families.kind_of("target", config), config, eagle, tokenizer_recipe.TOKENIZER, "scenes",
+        SAMPLING | {"guidance": own[0] if own else target_recipe.Edition.guidance}, {}, origin,
+    )  # fmt: skip
     return Bundle(config, params, reader(config, params["text"], None, runs))
 
 

@@ -42,6 +42,7 @@ class Edition:
       batch: pictures in a step.
       rate: Muon's highest learning rate.
       adam_rate: Adam's.
+      guidance: the scale that the model draws with unless told otherwise.
     """
 
     config: LlamaGenConfig
@@ -49,6 +50,7 @@ class Edition:
     batch: int
     rate: float
     adam_rate: float
+    guidance: float = 3.0
 
 
 def _sizes(dim: int, heads: int) -> LlamaGenConfig:
@@ -60,7 +62,7 @@ def _sizes(dim: int, heads: int) -> LlamaGenConfig:
 
 EDITIONS = {
     # Muon's own products cost as much as the gradient of 8 pictures: hence larger and fewer steps.
-    "scenes": Edition(_sizes(512, 8), steps=1300, batch=16, rate=0.004, adam_rate=8e-4),
+    "scenes": Edition(_sizes(512, 8), steps=1300, batch=16, rate=0.004, adam_rate=8e-4, guidance=2.5),
     "scenes-small": Edition(_sizes(128, 2), steps=3000, batch=8, rate=0.004, adam_rate=1.5e-3),
 }
 CONDITION_DROPOUT = 0.1

@@ -20,6 +20,8 @@ from cascade_jax.scenes.world import COLOURS, GROUNDS, PIXELS, PLACES, SHAPES, S
 Array = jax.Array
 
 FEATURES = 128
+OF_THINGS = ("shape", "colour", "size", "place")
+KINDS = ("ground", "sky", *OF_THINGS)
 
 
 class Reading(NamedTuple):
@@ -86,8 +88,8 @@ def accuracy(reading: Reading, truth: Reading) -> Array:
     )
 
 
-def fidelity(reading: Reading, attributes: Sequence[Attributes]) -> np.ndarray:
-    """Share of what each prompt says that the judge reads in its picture: float [B], 1 if it reads everything.
+def marks(reading: Reading, attributes: Sequence[Attributes]) -> dict[str, np.ndarray]:
+    """What each prompt says, and how much of it the judge reads in its picture: int [B, 2] by KINDS, (right, said).
 
     What counts, one point each and only where the prompt says it: the ground; the sky; of each thing its shape, colour,
     size and place. Each thing of the prompt is looked for at one place: the place said, otherwise any place that no
@@ -102,29 +104,39 @@ def fidelity(reading: Reading, attributes: Sequence[Attributes]) -> np.ndarray:
     if len(attributes) != len(reading.ground):
         raise ValueError(f"{len(attributes)} prompts for {len(reading.ground)} pictures: one each is needed")
     ground, sky, shape, colour, size = (np.argmax(np.asarray(logits), -1) for logits in reading)
-    shares = []
+    found = {kind: np.zeros((len(attributes), 2), int) for kind in KINDS}
     for row, said in enumerate(attributes):
         seen = [
             None if shape[row, p] == 0 else (SHAPES[shape[row, p] - 1], COLOURS[colour[row, p]], SIZES[size[row, p]])
             for p in range(_PER_PLACE)
         ]
-        right = [GROUNDS[ground[row]] == said.ground, SKIES[sky[row]] == said.sky]
-        points = sum(right) + max(
-            sum(_points(thing, PLACES[p], seen[p]) for thing, p in zip(said.things, places))
-            for places in itertools.permutations(range(_PER_PLACE), len(said.things))
-        )
-        count = (said.ground is not None) + (said.sky is not None)
-        count += sum(value is not None for t in said.things for value in (t.shape, t.colour, t.size, t.place))
-        shares.append(points / count)
-    return np.array(shares)
+        found["ground"][row] = GROUNDS[ground[row]] == said.ground, said.ground is not None
+        found["sky"][row] = SKIES[sky[row]] == said.sky, said.sky is not None
+        things = max(
+            ([_points(thing, PLACES[p], seen[p]) for thing, p in zip(said.things, places)]
+             for places in itertools.permutations(range(_PER_PLACE), len(said.things))),
+            key=lambda points: sum(map(sum, points)),
+        )  # fmt: skip
+        for i, kind in enumerate(OF_THINGS):
+            right = sum(points[i] for points in things)
+            found[kind][row] = right, sum(getattr(thing, kind) is not None for thing in said.things)
+    return found
 
 
-def _points(thing, place, seen) -> int:
+def fidelity(reading: Reading, attributes: Sequence[Attributes]) -> np.ndarray:
+    """Share of what each prompt says that the judge reads in its picture: float [B], 1 if it reads everything. See
+    `marks`."""
+    right, said = sum(marks(reading, attributes).values()).T
+    return right / said
+
+
+def _points(thing, place, seen) -> tuple[bool, ...]:
+    """What is right of a thing at a place, by OF_THINGS."""
     if seen is None or thing.place not in (None, place):
-        return 0
+        return (False,) * len(OF_THINGS)
     shape, colour, size = seen
-    points = (shape == thing.shape) + (colour == thing.colour) + (size == thing.size)
-    return points + (thing.place is not None and shape == thing.shape)
+    right = shape == thing.shape
+    return right, colour == thing.colour, size == thing.size, right and thing.place is not None
 
 
 def read(judge: Judge, images: np.ndarray, batch: int = 64) -> Reading:

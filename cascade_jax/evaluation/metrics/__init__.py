@@ -22,6 +22,7 @@ METRICS: tuple[Metric, ...] = (
     distribution.ADDED_PER_IMAGE,
     distribution.ADDED_PER_TOKEN,
     fidelity.FIDELITY,
+    fidelity.SHAPES,
     renders.FRECHET,
     fid.FID,
     clip.CLIP_SCORE,

@@ -40,10 +40,20 @@ class Referee:
         Raises:
           ValueError: if the judge's weights are damaged.
         """
+        return judge.fidelity(self._read(images, prompts), [captions.parse(prompt) for prompt in prompts])
+
+    def shapes(self, images: np.ndarray, prompts: Sequence[str]) -> np.ndarray:
+        """Share of each prompt's things whose shape the judge reads in its picture, [B]. Raises as `fidelity`."""
+        right, said = judge.marks(self._read(images, prompts), [captions.parse(prompt) for prompt in prompts])[
+            "shape"
+        ].T
+        return right / said
+
+    def _read(self, images, prompts) -> judge.Reading:
         reading = judge.read(self.judge, images)
         for logits in reading:
             finite(logits, prompts, "what the judge reads in the picture")
-        return judge.fidelity(reading, [captions.parse(prompt) for prompt in prompts])
+        return reading
 
     def moments(self, images: np.ndarray, names: Sequence[object]) -> Moments:
         """Those of the features of pictures with these names. Raises as `fidelity`."""
