@@ -108,4 +108,11 @@ def test_marks_tell_what_is_said_and_right_by_kind():
     marks = judge.marks(_certain([PICTURE]), [captions.parse("a small red cone on the left and a blue cone, on sand")])
     found = {kind: tuple(own[0]) for kind, own in marks.items()}
     # The first is looked for at the left, where a small red ball stands; the second is at the right.
-    assert found == {"ground": (0, 1), "sky": (0, 0), "shape": (1, 2), "colour": (2, 2), "size": (1, 1), "place": (0, 1)}
+    assert found == {
+        "ground": (0, 1),
+        "sky": (0, 0),
+        "shape": (1, 2),
+        "colour": (2, 2),
+        "size": (1, 1),
+        "place": (0, 1),
+    }
