@@ -12,7 +12,7 @@ from small import write_bundle
 from cascade_jax import bundle as bundles
 from cascade_jax import cli, methods, pipeline, trees
 from cascade_jax.cli.flags import Settings
-from cascade_jax.evaluation import figures, sweep
+from cascade_jax.evaluation import figures, run, sweep
 from cascade_jax.evaluation.metrics.metric import FewPictures, interval
 from cascade_jax.evaluation.networks import judge as quality
 from cascade_jax.evaluation.networks.moments import Moments, Statistics, frechet, statistics
@@ -232,6 +232,7 @@ def test_bench_measures_parts_loop_memory_and_batches(model, monkeypatch, capsys
     assert cli.main(["bench", "--model", model, *flags]) == 0
     with open("bench/bench.json") as file:
         result = json.load(file)
+    assert result["weights"] == run.weights_of(pipeline.load(model))
     assert set(result["parts"]) == {"draft", "target", "verify", "commit"}
     assert result["sum"] == pytest.approx(sum(result["parts"].values()))
     assert result["overhead"] == pytest.approx(result["loop"] / result["sum"] - 1)

@@ -60,6 +60,7 @@ class Bench(Command):
         return SimpleNamespace(bundle=bundle, prompts=prompts, method=method)
 
     def run(self, loaded, line) -> None:
+        from cascade_jax.evaluation import run
         from cascade_jax.measure import bench, report
 
         with console.CompileClock() as compiling:
@@ -69,6 +70,8 @@ class Bench(Command):
                 alpha=self.alpha, progress=console.step,
             )  # fmt: skip
         result["report"]["compile_seconds"] = compiling.seconds
+        if self.shapes is None:
+            result["weights"] = run.weights_of(loaded.bundle)
         report.write(self.out, result, line)
         console.show(*report.tables(result))
         print(f"written to {self.out}: bench.json, bench.md")

@@ -25,7 +25,7 @@ def figure(methods: Mapping[str, Mapping[str, Any]]):
         for number, name in enumerate(names):
             own = sorted((f for f in methods.values() if f["method"] == name), key=lambda f: f[speed.name])
             x, y = np.array([f[speed.name] for f in own]), np.array([f[metric.name] for f in own])
-            errors = {"xerr": _spread(own, speed, x), "yerr": _spread(own, metric, y)}
+            errors = {"xerr": spread(own, speed, x), "yerr": spread(own, metric, y)}
             axes.errorbar(x, y, **errors, marker="o", markersize=4, linewidth=1, capsize=2, color=f"C{number % 10}")
         for label, figures in methods.items():
             spot = figures[speed.name], figures[metric.name]
@@ -60,7 +60,7 @@ def widen(axes) -> None:
             setter(low - missing / 2, high + missing / 2)
 
 
-def _spread(methods: Sequence[Mapping[str, Any]], metric: Metric, values: np.ndarray) -> np.ndarray | None:
+def spread(methods: Sequence[Mapping[str, Any]], metric: Metric, values: np.ndarray) -> np.ndarray | None:
     """Distances [2, n] to the ends of the intervals; None where there are none."""
     if not all(metric.name in figures["intervals"] for figures in methods):
         return None

@@ -19,7 +19,7 @@ from cascade_jax import files, interrupts
 from cascade_jax import methods as by_name
 from cascade_jax.bundle import Bundle, default_sampling
 from cascade_jax.evaluation import curves, figures, metrics, run, tables
-from cascade_jax.evaluation.metrics import Album, Gauge, Measured
+from cascade_jax.evaluation.metrics import Album, Gauge, Measured, Metric
 from cascade_jax.evaluation.metrics.distribution import DIVERGENCE
 from cascade_jax.evaluation.metrics.metric import PICTURES
 from cascade_jax.evaluation.metrics.speed import SPEEDUP
@@ -232,6 +232,7 @@ def figure(result: dict[str, Any], *, joined: Sequence[Sequence[dict[str, Any]]]
     words = {FEWER_STEPS.name: "times fewer target steps than AR", SPEEDUP.name: "speedup over AR"}
     for axes, metric in zip(columns, panels):
         key = metric.name
+        _bars(axes, points, speed, metric)
         _scatter(axes, points, joined, speed, key)
         if result["chosen"]:
             spot = result["chosen"][speed], result["chosen"][key]
@@ -242,6 +243,15 @@ def figure(result: dict[str, Any], *, joined: Sequence[Sequence[dict[str, Any]]]
         curves.widen(axes)
     columns[0].legend(fontsize=8)
     return page
+
+
+def _bars(axes, points, speed: str, metric: Metric) -> None:
+    """Intervals of the quality, where it has any."""
+    y = np.array([point[metric.name] for point in points])
+    ends = curves.spread(points, metric, y)
+    if ends is not None:
+        x = [point[speed] for point in points]
+        axes.errorbar(x, y, yerr=ends, fmt="none", ecolor="grey", elinewidth=0.6, alpha=0.6)
 
 
 def _scatter(axes, points, joined, speed: str, key: str) -> None:
