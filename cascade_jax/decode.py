@@ -267,18 +267,22 @@ def decide(
         positions = state.count[:, None] + jnp.take_along_axis(depths, nodes, axis=1)
         return _guided_logits(program, target, chosen, sampling, positions)
 
-    def laws_at(nodes):
+    def laws_of(logits, nodes):
         if noise is None:
-            return warping.warp(logits_at(nodes), sampling)
+            return warping.warp(logits, sampling)
         below = jnp.take_along_axis(depths, nodes, axis=1)[..., None]
-        return warping.settled(jnp.take_along_axis(noise, below, axis=1), logits_at(nodes), sampling)
+        return warping.settled(jnp.take_along_axis(noise, below, axis=1), logits, sampling)
 
     static, size = isinstance(program.tree, Tree), program.tree.num_nodes
     inner = np.array(program.tree.inner if static else range(size), np.int32)
     batch = keys.shape[0]  # not len(keys): an exported program does not know its batch
     every = program.drafter is not None and nnx.merge(program.drafter, params["drafter"]).reads_laws
-    nodes = np.arange(size, dtype=np.int32) if every else inner
-    laws = laws_at(jnp.broadcast_to(nodes, (batch, len(nodes)))) if len(nodes) else None
+    chain = size - len(inner) == 1 and size > 1 and not every  # its one leaf costs less here than the head once more
+    nodes = np.arange(size, dtype=np.int32) if every or chain else inner
+    nodes = jnp.broadcast_to(nodes, (batch, len(nodes)))
+    logits = logits_at(nodes) if size > 1 or every else None
+    judged = slice(len(inner)) if chain else slice(None)
+    laws = None if logits is None else laws_of(logits[:, judged], nodes[:, judged])
     topology = program.tree.topology if static else drafted.topology
 
     def one(key, topology, tokens, draft_probs, laws, features):
@@ -289,10 +293,13 @@ def decide(
         keys, topology, drafted.tokens, drafted.probs, at_inner, seen.features[:batch]
     )
     end = walked.end[:, None]
-    if every or noise is not None:
-        last = jnp.take_along_axis(laws, end[..., None], axis=1) if every else laws_at(end)
-        return jax.vmap(finish)(walked, last[:, 0]), walked.turns, laws if every else None
-    bonus = warping.draw_warped(walked.key, logits_at(end)[:, 0], sampling, walked.leftover)
+    at_end = lambda table: jnp.take_along_axis(table, end[..., None], axis=1)
+    if every:
+        return jax.vmap(finish)(walked, at_end(laws)[:, 0]), walked.turns, laws
+    last = at_end(logits) if chain else logits_at(end)
+    if noise is not None:
+        return jax.vmap(finish)(walked, laws_of(last, end)[:, 0]), walked.turns, None
+    bonus = warping.draw_warped(walked.key, last[:, 0], sampling, walked.leftover)
     return jax.vmap(conclude)(walked, bonus), walked.turns, None
 
 
