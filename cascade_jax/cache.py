@@ -158,8 +158,9 @@ def write(
 
     def general(cache, new, start, nodes):
         def put(axis, slots, rows):
-            if mesh.shards() == 1 and isinstance(len(start), int) and len(start) <= _APART:
-                for row in range(len(start)):
+            count = start.shape[0]  # not len(start): an exported program does not know its batch
+            if mesh.shards() == 1 and isinstance(count, int) and count <= _APART:
+                for row in range(count):
                     at = [jnp.int32(0)] * 4
                     at[0], at[axis] = jnp.int32(row), start[row]
                     slots = jax.lax.dynamic_update_slice(slots, rows[row : row + 1].astype(slots.dtype), at)
