@@ -40,8 +40,9 @@ class Defaults:
 
 
 # Of CPUs that multiply bfloat16, by who made them: those that were at hand. With two to fifty rows and matrices that no
-# cache holds, AMD's cores take 0.7 to 0.9 of float32's time in bfloat16, and float32 is no faster turned around.
-_WITH_BFLOAT16 = {"AuthenticAMD": {"decoding": "bfloat16", "output_major": float("inf")}}
+# cache holds, AMD's cores take 0.7 to 0.9 of float32's time in bfloat16, and float32 is no faster turned around. They
+# take rows by eights: a window of 11 and the token before it, twice for guidance, fill three.
+_WITH_BFLOAT16 = {"AuthenticAMD": {"decoding": "bfloat16", "output_major": float("inf"), "window": 11}}
 
 
 def _processor(text: str) -> dict:
@@ -58,7 +59,7 @@ def _cpuinfo() -> str:
 # On other processors that were tried XLA's CPU backend converts bfloat16 weights to float32 in every product, and
 # multiplies kernels of a million numbers and more with up to 64 rows 1.3 to 2 times sooner when they lie output-major;
 # small ones not. It always converts a whole bfloat16 cache when a step reads or writes it: two fifths of a step of
-# LlamaGen-XL. Products take rows by eights: a window of 7 and the token before it, twice for guidance, fill two.
+# LlamaGen-XL. Rows of large products are filled up to 16, which a window of 7 and the token before it, twice, are.
 _CPU = Defaults("float32", "float32", "chain:4", 7, output_major=2**20, cache="float32")
 
 DEFAULTS = {
