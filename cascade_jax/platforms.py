@@ -60,7 +60,7 @@ def _cpuinfo() -> str:
 # multiplies kernels of a million numbers and more with up to 64 rows 1.3 to 2 times sooner when they lie output-major;
 # small ones not. It always converts a whole bfloat16 cache when a step reads or writes it: two fifths of a step of
 # LlamaGen-XL. Rows of large products are filled up to 16, which a window of 7 and the token before it, twice, are.
-_CPU = Defaults("float32", "float32", "chain:4", 7, output_major=2**20, cache="float32")
+_CPU = Defaults("float32", "float32", "0 1 00 01 000", 7, output_major=2**20, cache="float32")
 
 DEFAULTS = {
     "cpu": replace(_CPU, **_processor(_cpuinfo())),
