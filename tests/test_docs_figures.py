@@ -15,7 +15,7 @@ OLDER = {
     "bench/scenes.json",
     *(f"results/{name}.json" for name in ("figure13", "figure14", "methods")),
     # and of an earlier scenes-small
-    *(f"results/{name}.json" for name in ("figure4", "table2", "table3a")),
+    *(f"results/{name}.json" for name in ("table2", "table3a")),
 }
 
 
