@@ -270,9 +270,14 @@ def _scatter(axes, points, joined, speed: str, key: str) -> None:
     for own in joined:
         colour = f"C{kinds.index(_kind(own[0])) % 10}"
         axes.plot([p[speed] for p in own], [p[key] for p in own], color=colour, linewidth=1)
+        words: dict[int, list[Any]] = {}  # of points that lie upon each other, one below the other
+        height = np.ptp([p[key] for p in points]) / 30 or 1
         for p in own:
-            taus = f"{p['settings']['tau_pos']:g}, {p['settings']['tau_seq']:g}"
-            axes.annotate(taus, (p[speed], p[key]), (4, -9), textcoords="offset points", fontsize=6, color="grey")
+            spot, texts = words.setdefault(round(p[key] / height), [(p[speed], p[key]), []])
+            texts.append(f"{p['settings']['tau_pos']:g}, {p['settings']['tau_seq']:g}")
+        for spot, texts in words.values():
+            style = {"textcoords": "offset points", "fontsize": 6, "color": "grey", "va": "center"}
+            axes.annotate("\n".join(texts), spot, (6, 0), **style)
 
 
 def _kind(point: dict[str, Any]) -> tuple[str, str]:
